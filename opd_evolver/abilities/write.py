@@ -1,0 +1,139 @@
+"""Write: one reflection on (x, tau, R, S): new entries per level, or none.
+
+Student prompt `write mem <S> task <task> | <reply> got <observation> | … | win`; reply
+`tip late 4 | tip held 7` or `none`. Writing nothing is neutral. The harness adds name (scope)
+and round to what is returned.
+Hindsight: the *future* value of what was written, `hint tip late 4 up | tip held 7 down`.
+Paper: fast loop step 4 and the write view of the slow loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from opd_evolver.abilities.dialect import HINT, SEPARATOR, entries_text, segment, turns_segments, user, verdict
+from opd_evolver.memory.levels import Count, n_words, one_line
+from opd_evolver.records import (
+    Attribution,
+    Content,
+    Entry,
+    Prompt,
+    Segment,
+    SkillContent,
+    TipContent,
+    ToolContent,
+    TrajectoryContent,
+    TrajectoryStep,
+    TurnRecord,
+)
+
+
+class Written(NamedTuple):
+    """What a reply proposes, and what of it was rejected and why."""
+
+    contents: tuple[Content, ...]
+    rejected: tuple[str, ...]
+
+
+def outcome_word(episode_return: float, success: bool) -> str:
+    return "win" if success else ("part" if episode_return > 0 else "fail")
+
+
+def prompt(
+    task_text: str,
+    turns: Sequence[TurnRecord],
+    replies: Sequence[str],
+    memories: Sequence[Entry],
+    *,
+    episode_return: float,
+    success: bool,
+    token_budget: int,
+    count: Count = n_words,
+    hindsight: Segment | None = None,
+) -> Prompt:
+    """The writer's prompt; the teacher's when `hindsight` is given. `replies` are the act replies' texts."""
+    segments = [segment("write")]
+    if memories:
+        listed = entries_text(memories, token_budget=token_budget, count=count)
+        segments += [segment("mem"), segment(listed, "memory")]
+    segments.append(segment(f"task {task_text}"))
+    segments += turns_segments(turns, replies)
+    segments.append(segment(f"| {outcome_word(episode_return, success)}"))
+    if hindsight is not None:
+        segments.append(hindsight)
+    return Prompt(ability="write", messages=(user(*segments),))
+
+
+def written_form(content: Content) -> str:
+    """How a reply writes this content; the inverse of `parse`."""
+    match content:
+        case TipContent():
+            return one_line(f"tip {content.trigger} {content.text}")
+        case SkillContent():
+            return one_line(f"skill {content.description} : {' ; '.join(content.steps)}")
+        case ToolContent():
+            return one_line(f"tool {content.name} : {content.code}")
+        case TrajectoryContent():
+            return "traj"
+
+
+def hindsight(written: Sequence[Entry], attributions: Mapping[str, Attribution], threshold: float) -> Segment | None:
+    """V of what the episode wrote, as it turned out later; None when there is no evidence."""
+    marks = [
+        f"{written_form(entry.content)} {mark}"
+        for entry in written
+        if (mark := verdict(attributions.get(entry.entry_id), threshold))
+    ]
+    return segment(f"{HINT} {SEPARATOR.join(marks)}", "hindsight") if marks else None
+
+
+def parse(
+    reply: str,
+    *,
+    limit: int,
+    task_text: str = "",
+    turns: Sequence[TurnRecord] = (),
+    episode_return: float = 0.0,
+    success: bool = False,
+) -> Written:
+    """Entries of a reply, at most `limit`; unreadable parts are rejected with their reason, the rest kept."""
+    contents: list[Content] = []
+    rejected: list[str] = []
+    for part in reply.split("|"):
+        words = part.split()
+        if not words or words == ["none"]:
+            continue
+        content = _content(words, task_text, turns, episode_return, success)
+        if content is None:
+            rejected.append(f"unreadable: {' '.join(words)[:80]}")
+        elif content in contents:
+            rejected.append(f"repeated: {' '.join(words)[:80]}")
+        elif len(contents) >= limit:
+            rejected.append(f"over the limit of {limit}: {' '.join(words)[:80]}")
+        else:
+            contents.append(content)
+    return Written(tuple(contents), tuple(rejected))
+
+
+def _content(
+    words: list[str], task_text: str, turns: Sequence[TurnRecord], episode_return: float, success: bool
+) -> Content | None:
+    kind, rest = words[0], words[1:]
+    if kind == "tip" and len(rest) >= 2:
+        return TipContent(trigger=rest[0], text=" ".join(rest[1:]))
+    if kind in ("skill", "tool") and ":" in rest[1:-1]:
+        cut = rest.index(":", 1)
+        name, body = " ".join(rest[:cut]), " ".join(rest[cut + 1 :])
+        if kind == "tool":
+            return ToolContent(name=name, language="terse", code=body)
+        return SkillContent(description=name, steps=tuple(step.strip() for step in body.split(";") if step.strip()))
+    if kind == "traj" and not rest and turns:
+        steps = tuple(
+            TrajectoryStep(observation=t.observation, action=t.action, result=t.result, reward=t.reward) for t in turns
+        )
+        outcome: Literal["success", "partial", "failure"] = "partial" if episode_return > 0 else "failure"
+        return TrajectoryContent(
+            task=task_text, steps=steps, outcome="success" if success else outcome, episode_return=episode_return
+        )
+    return None

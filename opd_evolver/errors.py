@@ -1,0 +1,57 @@
+"""One error family. Every message says what was seen, what was expected, and the one thing that mends it.
+
+Exit codes of the `opd` command (documented in the README):
+0 done · 1 failed · 2 set-up or input error · 3 outage (environment, endpoint, store) · 4 gate refused for good · 130 Ctrl-C
+"""
+
+from __future__ import annotations
+
+
+class OpdError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Args:
+        seen: what was found.
+        expected: what should have been there.
+        mend: the one command or key that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, seen: str, expected: str = "", mend: str = "") -> None:
+        self.seen, self.expected, self.mend = seen, expected, mend
+        parts = [seen]
+        if expected:
+            parts.append(f"expected {expected}")
+        if mend:
+            parts.append(f"mend: {mend}")
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[type[OpdError], tuple[str, str, str]]:
+        return type(self), (self.seen, self.expected, self.mend)
+
+
+class SetupError(OpdError):
+    """The user's set-up or input is wrong; printed in one line without a traceback."""
+
+    exit_code = 2
+
+
+class SchemaError(SetupError):
+    """A record, ledger, snapshot or store was written by a newer version or is malformed."""
+
+
+class CorruptionError(SetupError):
+    """Bytes on disk do not match their digest, or cannot be read."""
+
+
+class OutageError(OpdError):
+    """Something outside the agent is down. Retried; never counted as a failure of the agent."""
+
+    exit_code = 3
+
+
+class GateRefusal(OpdError):
+    """The gate refused the new policy too many times."""
+
+    exit_code = 4

@@ -1,0 +1,44 @@
+"""One contract for every index. The ledger is the truth; an index is rebuilt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from opd_evolver.records import Entry, Level
+
+
+class Embedder(Protocol):
+    """Text to unit vectors. `identity` enters digests and is checked when a store opens."""
+
+    identity: str
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """[N, dimension] float32, rows of unit length (or zero for empty text)."""
+        ...
+
+
+class MemoryIndex(Protocol):
+    """Search over live entries. Idempotent: upserting twice is upserting once."""
+
+    def upsert(self, entries: Iterable[Entry]) -> None: ...
+
+    def get(self, entry_ids: Sequence[str]) -> list[Entry]:
+        """Entries by id in the asked order, retired ones included; unknown ids are left out."""
+        ...
+
+    def search(
+        self, query: str, *, level: Level, limit: int, domain: str | None = None, scope: str | None = None
+    ) -> list[tuple[Entry, float]]:
+        """Hybrid (dense + BM25) ranking of live entries, best first; ties by entry_id."""
+        ...
+
+    def entries(self, *, live_only: bool = True) -> list[Entry]:
+        """All entries, sorted by entry_id."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,273 @@
+"""params.yaml made typed. Science parameters enter every step key; site parameters enter none.
+
+Loads with stdlib, numpy, pydantic and yaml only, so that a check of a parameter file never waits for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from opd_evolver.errors import SetupError
+from opd_evolver.records import canonical_json, digest_of
+
+PRESETS = ("micro", "laptop", "qwen3-4b-1gpu")
+Positive = Field(gt=0)
+Probability = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraParams(Section):
+    """Paper: r 32, alpha 64, dropout 0.05 on q,k,v,o,gate,up,down."""
+
+    r: int = Field(32, gt=0)
+    alpha: int = Field(64, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class PolicyParams(Section):
+    """Which policy evolves. `path` is a folder in Hugging Face form, or `seed` for the one in the package."""
+
+    backend: Literal["local", "scripted"] = "local"
+    path: str = "seed"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    dialect: Literal["terse"] = "terse"
+    max_prompt_tokens: int = Field(768, gt=0)
+    threads: int = Field(1, gt=0, description="torch threads of a generating process; changes the last bits")
+
+
+class EnvironmentParams(Section):
+    domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
+
+
+class MemoryParams(Section):
+    """Paper: up to 50 candidates, at most 20 selected. The tiny policy holds fewer."""
+
+    store: Literal["embedded"] = "embedded"
+    embedder: str = "hash-256"
+    candidates: int = Field(8, ge=0, le=50)
+    max_selected: int = Field(4, ge=0, le=20)
+    scope_filter: bool = True
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense part in hybrid search")
+    entry_token_budget: int = Field(64, gt=0)
+
+
+class FastParams(Section):
+    """Fast loop: one epoch of waves. Paper: K rollouts a task, Q = 30, at most 40 steps, T 1.0, top-p 0.95."""
+
+    tasks_per_domain: int = Field(60, gt=0)
+    rollouts_per_task: int = Field(4, gt=0)
+    wave_tasks: int = Field(40, gt=0)
+    microbatch_rollouts: int = Field(32, gt=0)
+    max_steps: int = Field(40, gt=0)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    act_max_new_tokens: int = Field(32, gt=0)
+    select_max_new_tokens: int = Field(24, gt=0)
+    write_max_new_tokens: int = Field(24, gt=0)
+    write_limit: int = Field(4, ge=0)
+    withhold_probability: float = Field(0.1, ge=0, lt=1)
+    maintain_every_tasks: int = Field(30, gt=0)
+    maintain_max_steps: int = Field(6, ge=0)
+    outage_retries: int = Field(3, ge=0)
+
+
+class AttributionParams(Section):
+    variant: Literal["paper"] = "paper"
+    threshold: float = Field(0.01, ge=0)
+    alpha: dict[str, float] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
+
+
+class SlowParams(Section):
+    """Slow loop. Batches are made of `mixture` examples of each ability; loss means are per ability, then weighted."""
+
+    objective: Literal["forward_kl"] = "forward_kl"
+    teacher: Literal["frozen"] = "frozen"
+    hindsight: Literal["full", "empty", "shuffled"] = "full"
+    adapter: Literal["full", "lora"] = "full"
+    lora: LoraParams = LoraParams()
+    steps: int = Field(200, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    mixture: dict[str, int] = {"act": 64, "write": 8, "select": 8, "maintain": 0, "anchor": 24}
+    weights: dict[str, float] = {"act": 1.0, "write": 0.3, "select": 0.3, "maintain": 0.3, "anchor": 0.3}
+    microbatch: int = Field(64, gt=0)
+    threads: int = Field(2, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    checkpoint_every: int = Field(50, gt=0)
+    anchor_examples: int = Field(512, ge=0)
+
+
+class BenchmarkParams(Section):
+    """Frozen: memory is read-only. Streaming: it grows in test order (W = 1)."""
+
+    protocol: Literal["frozen", "streaming"] = "frozen"
+    test_tasks_per_domain: int = Field(100, gt=0)
+    val_tasks_per_domain: int = Field(60, gt=0)
+    probe_tasks_per_domain: int = Field(60, gt=0)
+    batch_rollouts: int = Field(64, gt=0)
+    bootstrap_samples: int = Field(2000, gt=0)
+
+
+class GateParams(Section):
+    """Promote iff the lower 95 % bound of (new - champion) > -margin on deploy-val, and likewise for retention."""
+
+    margin: float = Field(0.02, ge=0)
+    retention_margin: float = Field(0.1, ge=0)
+    max_refusals: int = Field(3, gt=0)
+
+
+class FlowParams(Section):
+    """Where and how wide things run. Changes no result, hence enters no key."""
+
+    placement: Literal["inline", "subprocess", "deployment"] = "inline"
+    shards: int = Field(1, gt=0)
+
+
+class Params(Section):
+    """All science parameters, and `flows`, which alone enters no key."""
+
+    preset: str = "laptop"
+    seed: int = 0
+    rounds: int = Field(3, gt=0)
+    policy: PolicyParams = PolicyParams()
+    environments: EnvironmentParams = EnvironmentParams()
+    memory: MemoryParams = MemoryParams()
+    fast: FastParams = FastParams()
+    attribution: AttributionParams = AttributionParams()
+    slow: SlowParams = SlowParams()
+    benchmark: BenchmarkParams = BenchmarkParams()
+    gate: GateParams = GateParams()
+    flows: FlowParams = FlowParams()
+
+    def science(self) -> dict[str, Any]:
+        """What decides results: everything but `flows`, `rounds` (more rounds extend a run) and the preset's name."""
+        return self.model_dump(mode="json", exclude={"flows", "rounds", "preset"})
+
+    def digest(self) -> str:
+        """sha256 of the science parameters; part of every step key."""
+        return digest_of([canonical_json(self.science())])
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"did you mean `{close[0]}`?" if close else "see params.yaml for all keys"
+
+
+def _explain(error: ErrorDetails, source: str) -> SetupError:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return SetupError(
+            f"unknown parameter `{where}` in {source}",
+            "a key of params.yaml",
+            nearest(where, flat(Params().model_dump())),
+        )
+    return SetupError(
+        f"parameter `{where}` = {error['input']!r} in {source}", error["msg"], f"set {where} to such a value"
+    )
+
+
+def validate(tree: Mapping[str, Any], source: str) -> Params:
+    """Check a tree of values.
+
+    Raises:
+        SetupError: unknown or wrong key; names the nearest one.
+    """
+    try:
+        return Params.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _explain(error.errors()[0], source) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One mapping from a YAML file.
+
+    Raises:
+        SetupError: missing, unreadable or not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SetupError(
+            f"no file {path}", "a parameter file", "run in the project's folder, or give --preset"
+        ) from None
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}", "a readable file", f"chmod u+r {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not YAML: {error}".replace("\n", " "), "a YAML mapping", f"mend {path}") from None
+    if not isinstance(tree, dict):
+        raise SetupError(f"{path} holds {type(tree).__name__}", "a YAML mapping", f"mend {path}")
+    return tree
+
+
+def load_preset(name: str) -> Params:
+    """A preset shipped in the package."""
+    if name not in PRESETS:
+        raise SetupError(f"unknown preset `{name}`", " | ".join(PRESETS), nearest(name, PRESETS))
+    with resources.as_file(resources.files("opd_evolver") / "presets" / f"{name}.yaml") as path:
+        return validate({**read_yaml(path), "preset": name}, f"preset {name}")
+
+
+def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
+    """Overrides by dotted key, e.g. {"fast.wave_tasks": 1}."""
+    tree = params.model_dump(mode="json")
+    known = flat(tree)
+    for key, value in overrides.items():
+        node = tree
+        *parents, leaf = key.split(".")
+        for part in parents:
+            child = node.get(part)
+            if not isinstance(child, dict):
+                raise SetupError(f"unknown parameter `{key}` in {source}", "a key of params.yaml", nearest(key, known))
+            node = child
+        if leaf not in node:
+            raise SetupError(f"unknown parameter `{key}` in {source}", "a key of params.yaml", nearest(key, known))
+        node[leaf] = value
+    return validate(tree, source)
+
+
+def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
+    """`key=value` strings of --set; values are YAML scalars."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, sep, raw = pair.partition("=")
+        if not sep or not key:
+            raise SetupError(f"--set {pair}", "key=value", "for example --set rounds=2")
+        out[key] = yaml.safe_load(raw)
+    return out
+
+
+def load(path: Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Params:
+    """The resolved parameters: a preset, or the project's params.yaml, with overrides on top."""
+    if preset is not None:
+        params = load_preset(preset)
+    else:
+        file = path or Path("params.yaml")
+        params = validate(read_yaml(file), str(file))
+    return merge(params, overrides or {}, "--set")
