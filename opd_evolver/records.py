@@ -269,7 +269,8 @@ class TurnRecord(Record):
 
 
 class LedgerRow(Record):
-    """One row per *rollout id*. Telemetry (seconds) lives in a side file and enters no digest.
+    """One row per *rollout id*. Telemetry (seconds) and the lineage enter no digest: a round that is
+    replayed in another lineage must have the same bytes, so neither stands in a row.
 
     `propensities[entry_id]` is the probability with which a selected entry was kept by randomised
     inclusion; `withheld` lists those that were dropped.
@@ -277,7 +278,6 @@ class LedgerRow(Record):
 
     schema_version: int = SCHEMA_VERSION
     rollout_id: str
-    lineage: str
     round: int
     wave: int
     task_id: str

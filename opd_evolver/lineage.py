@@ -1,0 +1,327 @@
+"""Run identity: one name, its lineages, its rounds, and who may write to it now.
+
+The same command again resumes; changed science parameters are listed and refused; more rounds
+extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and undo returns.
+
+    runs/<name>/HEAD.jsonl            append-only: which lineage is current, and why
+    runs/<lineage>/run.json           identity: name, parent, resolved parameters
+    runs/<lineage>/rounds/*.json      one summary per finished round (round-000: the base policy)
+    versions/<lineage>/round-NNN/     memory/ and policy/ of that round
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from opd_evolver.durable import append_line, write_text
+from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.params import Params, flat, nearest
+from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Parent(Record):
+    """Where a lineage branched off: rounds up to `round` are the parent's."""
+
+    lineage: str
+    round: int
+
+
+class RunIdentity(Record):
+    """What run.json holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    lineage: str
+    parent: Parent | None = None
+    params: dict[str, Any]
+    params_digest: str
+
+
+class Head(Record):
+    """One line of HEAD.jsonl."""
+
+    lineage: str
+    action: Literal["open", "rollback", "fork", "undo"]
+    reason: str = ""
+
+
+class RunPaths:
+    """Every path of one lineage, below one artifact root."""
+
+    def __init__(self, root: Path, lineage: str) -> None:
+        self.root, self.lineage = root, lineage
+        self.run = root / "runs" / lineage
+        self.versions = root / "versions" / lineage
+
+    @property
+    def identity(self) -> Path:
+        return self.run / "run.json"
+
+    @property
+    def params(self) -> Path:
+        return self.run / "params.yaml"
+
+    @property
+    def progress(self) -> Path:
+        return self.run / "progress.jsonl"
+
+    def live(self, round_: int) -> Path:
+        return self.run / "live" / f"round-{round_:03d}"
+
+    def step(self, round_: int, name: str) -> Path:
+        return self.run / "steps" / f"round-{round_:03d}" / name
+
+    def summary(self, round_: int) -> Path:
+        return self.run / "rounds" / f"round-{round_:03d}.json"
+
+    def version(self, round_: int) -> Path:
+        return self.versions / f"round-{round_:03d}"
+
+
+class Run:
+    """One lineage of a named run, with its parameters and its parents."""
+
+    def __init__(self, root: Path, identity: RunIdentity) -> None:
+        self.root, self.identity = root, identity
+        self.paths = RunPaths(root, identity.lineage)
+        self.params = Params.model_validate(identity.params)
+
+    @property
+    def lineage(self) -> str:
+        return self.identity.lineage
+
+    def owner(self, round_: int) -> RunPaths:
+        """The lineage that holds `round_`: this one, or the ancestor it branched from."""
+        identity = self.identity
+        while identity.parent is not None and round_ <= identity.parent.round:
+            identity = read_identity(self.root, identity.parent.lineage)
+        return RunPaths(self.root, identity.lineage)
+
+    def summary(self, round_: int) -> dict[str, Any] | None:
+        """The summary of a finished round, or None when it has not finished."""
+        path = self.owner(round_).summary(round_)
+        return read_json(path) if path.exists() else None
+
+    def finished_rounds(self) -> list[int]:
+        """Finished rounds from 1 on, without gaps."""
+        done = []
+        while self.summary(len(done) + 1) is not None:
+            done.append(len(done) + 1)
+        return done
+
+    def is_complete(self) -> bool:
+        return self.summary(0) is not None and len(self.finished_rounds()) >= self.params.rounds
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        CorruptionError: unreadable; names the file.
+        SchemaError: written by a newer version.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise SetupError(f"no permission to read {path}", "a readable file", f"chmod u+r {path}") from None
+    except (OSError, ValueError) as error:
+        raise CorruptionError(
+            f"cannot read {path}: {error}", "a JSON object", f"restore {path} from a copy, or `dvc checkout`"
+        ) from None
+    if not isinstance(value, dict):
+        raise CorruptionError(f"{path} holds {type(value).__name__}", "a JSON object", f"restore {path} from a copy")
+    if int(value.get("schema_version", 0)) > SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema {value['schema_version']}",
+            f"at most {SCHEMA_VERSION}",
+            "upgrade: pip install -U opd-evolver",
+        )
+    return value
+
+
+def read_identity(root: Path, lineage: str) -> RunIdentity:
+    """The identity of a lineage.
+
+    Raises:
+        SetupError: no such run; names the nearest.
+    """
+    path = RunPaths(root, lineage).identity
+    if not path.exists():
+        known = sorted(folder.name for folder in (root / "runs").glob("*") if (folder / "run.json").exists())
+        raise SetupError(
+            f"no run `{lineage}` in {root / 'runs'}",
+            f"one of {known or 'none yet'}",
+            nearest(lineage, known) if known else "start one: opd run",
+        )
+    try:
+        return RunIdentity.model_validate(read_json(path))
+    except ValidationError as error:
+        raise CorruptionError(
+            f"{path} is malformed: {error.errors()[0]['msg']}", "a run identity", f"restore {path}"
+        ) from None
+
+
+def _heads(root: Path, name: str) -> list[Head]:
+    path = root / "runs" / name / "HEAD.jsonl"
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    heads = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            heads.append(Head.model_validate_json(line))
+        except ValidationError:
+            if number == len(lines):  # a crash tore the last line: it was never acknowledged
+                break
+            raise CorruptionError(f"{path} line {number} is malformed", "a HEAD record", f"restore {path}") from None
+    return heads
+
+
+def open_run(root: Path, name: str) -> Run:
+    """The current lineage of an existing run; `name~2` names a lineage outright."""
+    lineage = name
+    if "~" not in name:
+        heads = _heads(root, name)
+        lineage = heads[-1].lineage if heads else name
+    return Run(root, read_identity(root, lineage))
+
+
+def exists(root: Path, name: str) -> bool:
+    return RunPaths(root, name).identity.exists()
+
+
+def differences(old: Params, new: Params) -> list[str]:
+    """Science parameters that differ, one line each."""
+    before, after = flat(old.science()), flat(new.science())
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key}: {before.get(key)!r} → {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False) -> Run:
+    """The run to work on: created, resumed, extended by more rounds, or forked.
+
+    Raises:
+        SetupError: bad name, or science parameters changed without `fork` (lists them).
+    """
+    if not NAME.fullmatch(name):
+        raise SetupError(f"run name `{name}`", "letters, digits, `.`, `_`, `-`, at most 64", "choose another --name")
+    if not exists(root, name):
+        return _create(root, name, name, params, None, "open")
+    run = open_run(root, name)
+    changed = differences(run.params, params)
+    if changed and fork:
+        return _create(root, name, next_lineage(root, name), params, None, "fork", "; ".join(changed))
+    if changed:
+        raise SetupError(
+            f"run `{name}` has other science parameters ({'; '.join(changed)})",
+            "the parameters it was begun with",
+            "choose a new --name, or --fork",
+        )
+    if params.rounds > run.params.rounds or params.flows != run.params.flows:
+        rounds = max(params.rounds, run.params.rounds)
+        run = Run(root, _write_identity(root, run.identity, params.model_copy(update={"rounds": rounds})))
+    return run
+
+
+def next_lineage(root: Path, name: str) -> str:
+    """The first free `name~k`, k = 2, 3, …"""
+    k = 2
+    while exists(root, f"{name}~{k}"):
+        k += 1
+    return f"{name}~{k}"
+
+
+def branch(root: Path, name: str, round_: int) -> Run:
+    """Roll back: a new lineage whose rounds up to `round_` are the current one's.
+
+    Raises:
+        SetupError: that round has not finished.
+    """
+    run = open_run(root, name)
+    if run.summary(round_) is None:
+        raise SetupError(
+            f"round {round_} of `{run.lineage}` has not finished", f"one of {run.finished_rounds()}", "opd rounds"
+        )
+    base = run.identity.name
+    parent = Parent(lineage=run.owner(round_).lineage, round=round_)
+    return _create(root, base, next_lineage(root, base), run.params, parent, "rollback", f"to round {round_}")
+
+
+def undo(root: Path, name: str) -> Run:
+    """Return to the lineage before the last rollback or fork.
+
+    Raises:
+        SetupError: there is nothing to undo.
+    """
+    heads = _heads(root, name)
+    stack: list[str] = []
+    for head in heads:
+        if head.action == "undo":
+            stack.pop()
+        else:
+            stack.append(head.lineage)
+    if len(stack) < 2:
+        raise SetupError(f"run `{name}` has no rollback or fork to undo", "an opened lineage", "opd rounds")
+    append_line(root / "runs" / name / "HEAD.jsonl", canonical_json(Head(lineage=stack[-2], action="undo")))
+    return open_run(root, name)
+
+
+def _create(
+    root: Path,
+    name: str,
+    lineage: str,
+    params: Params,
+    parent: Parent | None,
+    action: Literal["open", "rollback", "fork"],
+    reason: str = "",
+) -> Run:
+    draft = RunIdentity(name=name, lineage=lineage, parent=parent, params={}, params_digest="")
+    identity = _write_identity(root, draft, params)
+    append_line(
+        root / "runs" / name / "HEAD.jsonl", canonical_json(Head(lineage=lineage, action=action, reason=reason))
+    )
+    return Run(root, identity)
+
+
+def _write_identity(root: Path, identity: RunIdentity, params: Params) -> RunIdentity:
+    tree = params.model_dump(mode="json")
+    identity = identity.model_copy(update={"params": tree, "params_digest": params.digest()})
+    paths = RunPaths(root, identity.lineage)
+    write_text(paths.params, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_text(paths.identity, canonical_json(identity) + "\n")
+    return identity
+
+
+@contextmanager
+def writing(run: Run, note: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Hold the run for this process; a dead owner's hold is taken over.
+
+    Raises:
+        SetupError: another live process writes to this run.
+    """
+    from opd_evolver.processes import alive, me
+
+    path = run.paths.run / "writer.json"
+    holder = read_json(path) if path.exists() else None
+    if holder is not None and holder["pid"] != os.getpid() and alive(holder["pid"], holder["started"]):
+        raise SetupError(
+            f"run `{run.lineage}` is being written by process {holder['pid']}",
+            "one writer",
+            "wait for it, or stop it; then: opd resume",
+        )
+    write_text(path, canonical_json({**me(), **(note or {})}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
