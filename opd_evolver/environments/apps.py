@@ -1,0 +1,149 @@
+"""`apps`: tool APIs in AWM's file format (sqlite, Python functions, verifier).
+
+Hidden convention: which other call must come directly before an operation of a service. The API
+specification lists all calls, never the order. Success is the verifier's word, which compares the
+database before and after.
+Source: record shapes after AgentWorldModel-1K (Snowflake); worlds and code ours.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+import numpy as np
+
+from opd_evolver.environments import awm, service
+from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import tasks as task_list
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.errors import SetupError
+from opd_evolver.records import Fact, Split, Step, Task
+
+# More calls in one action would let an agent try every order at once.
+MAX_CALLS = 2
+CALL = re.compile(r"call (?P<name>[a-z]{1,24})(?: (?P<item>\d{1,6}))?")
+
+SPEC = cv.Domain(
+    name="apps",
+    slot=1,
+    keys=service.OPERATIONS,
+    values=service.PREPARATIONS,
+    distinct=False,
+    args=service.ITEMS,
+    phrase=lambda sub: f"{sub.key} {sub.arg}",
+)
+
+
+class Apps:
+    """The `apps` domain.
+
+    Args:
+        world_seed: fixes the conventions of all families.
+    """
+
+    domain = "apps"
+    spec = SPEC
+
+    def __init__(self, world_seed: int = 0) -> None:
+        self.world_seed = world_seed
+        self._task: Task | None = None
+        self._db: sqlite3.Connection | None = None
+        self._before: dict[int, str] = {}
+        self._attempts = Attempts([""])
+
+    # ── Environment ──
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        """See `environments/tasks.py`."""
+        return task_list.tasks(SPEC, split, n, seed, self.world_seed)
+
+    def reset(self, task: Task) -> str:
+        """A fresh service for `task`; the first observation is empty."""
+        self.close()
+        self._task = task
+        self._db = awm.open_database(awm.scenario_of(task.scope, task.gold["facts"]))
+        self._before = service.states(self._db)
+        self._attempts = Attempts([f"{task.scope} {SPEC.phrase(sub)}" for sub in task_list.subs_of(task)])
+        return ""
+
+    def step(self, action: str) -> Step:
+        """Run one action of at most `MAX_CALLS` calls, `call otp call refund 7`, then ask the verifier."""
+        if self._db is None or self._task is None:
+            raise SetupError("step before reset", "reset(task) first")
+        if self._attempts.over:
+            return self._attempts.record(0.0)
+        calls = _parse(action)
+        if isinstance(calls, str):
+            return self._attempts.record(0.0, calls, error=True)
+        answers = [service.call(self._db, name, item) for name, item in calls]
+        if any(answer["status"] == "unknown" for answer in answers):
+            return self._attempts.record(0.0, "unknown call", error=True)
+        sub = task_list.subs_of(self._task)[self._attempts.place]
+        now = service.states(self._db)
+        result = service.verify(self._before, now, [(sub.key, int(sub.arg))])["result"]
+        step = self._attempts.record(1.0 if result == "complete" else 0.0)
+        if result == "complete":
+            self._before = now
+        return step
+
+    def close(self) -> None:
+        """Free the database."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    # ── Oracle and Conventions ──
+
+    def oracle(self, task: Task) -> str:
+        """The right calls for the current sub-question."""
+        subs = task_list.subs_of(task)
+        sub = subs[min(self._attempts.place, len(subs) - 1)]
+        return self.action(sub, task.gold["facts"][sub.key])
+
+    def facts(self, task: Task) -> tuple[Fact, ...]:
+        return task_list.facts_of(task)
+
+    def needed(self, task: Task) -> tuple[Fact, ...]:
+        return task_list.needed_facts(task)
+
+    # ── Procedural ──
+
+    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
+        return cv.demo_task(SPEC, world, rng)
+
+    def action(self, sub: cv.Sub | cv.DemoSub, value: str) -> str:
+        return f"call {value} call {sub.key} {sub.arg}"
+
+    def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
+        return wording("ok" if ok else "no", "", "" if is_last or not ok else sub.next_text)
+
+    def values(self, key: str) -> tuple[str, ...]:
+        return service.PREPARATIONS
+
+    def words(self) -> tuple[str, ...]:
+        spoken = "call then next ok no error unknown too many calls not a"
+        return (
+            *spoken.split(),
+            *service.OPERATIONS,
+            *service.PREPARATIONS,
+            *service.ITEMS,
+            *cv.FIRST,
+            *cv.SECOND,
+        )
+
+
+def _parse(action: str) -> list[tuple[str, int | None]] | str:
+    """The calls of an action, or what is wrong with it."""
+    text = " ".join(action.split())
+    calls: list[tuple[str, int | None]] = []
+    place = 0
+    while place < len(text):
+        found = CALL.match(text, place)
+        if found is None or (found.end() < len(text) and text[found.end()] != " "):
+            return "not a call"
+        calls.append((found["name"], int(found["item"]) if found["item"] else None))
+        place = found.end() + 1
+    if not calls:
+        return "not a call"
+    return "too many calls" if len(calls) > MAX_CALLS else calls

@@ -1,0 +1,174 @@
+"""`sql`: questions to a database on sqlite3, scored as in InterCode-SQL by intersection over union.
+
+Hidden convention: which code digit a status word stands for in the `state` column. The schema and
+all rows can be read; what `late` means cannot. Every (operation, code) pair has an answer of its
+own, so a wrong code never scores by luck.
+Source: reward after InterCode (IoU of result rows against the gold result); data ours.
+Differs: rows are compared as multisets, order is not scored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import tasks as task_list
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.sql_sandbox import QueryError, Sandbox
+from opd_evolver.errors import SetupError
+from opd_evolver.records import Fact, Split, Step, Task
+
+STATUS = tuple(
+    [
+        "late",
+        "paid",
+        "open",
+        "lost",
+        "held",
+        "sent",
+        "void",
+        "done",
+        "kept",
+        "owed",
+        "due",
+        "sold",
+        "shut",
+        "torn",
+        "filed",
+        "moved",
+    ]
+)
+DIGITS = tuple("0123456789")
+OPS = {"count": "count ( * )", "sum": "sum ( amount )", "max": "max ( amount )", "min": "min ( amount )"}
+# Ranges that keep the answers of the four operations apart; the seed data draws from the same ones.
+COUNTS, LOWEST, MIDDLE, HIGHEST = (2, 12), (30, 50), (50, 70), (70, 100)
+
+SPEC = cv.Domain(
+    name="sql",
+    slot=0,
+    keys=STATUS,
+    values=DIGITS,
+    distinct=True,
+    args=tuple(OPS),
+    phrase=lambda sub: f"{sub.arg} {sub.key}",
+)
+
+
+def rows_of(scope: str, world_seed: int) -> list[tuple[int, int, int]]:
+    """Rows (id, state, amount) of a database: each of the ten codes with its own count, sum, max and min."""
+    rng = cv.generator("rows", world_seed, scope)
+    while True:
+        counts = rng.permutation(np.arange(*COUNTS))
+        lows = rng.permutation(np.arange(*LOWEST))[:10]
+        highs = rng.permutation(np.arange(*HIGHEST))[:10]
+        amounts = [
+            [int(low), int(high), *(int(x) for x in rng.integers(*MIDDLE, size=int(count) - 2))]
+            for count, low, high in zip(counts, lows, highs, strict=True)
+        ]
+        if len({sum(group) for group in amounts}) == len(amounts):
+            break
+    pairs = [(state, amount) for state, group in enumerate(amounts) for amount in group]
+    return [(i + 1, *pairs[place]) for i, place in enumerate(rng.permutation(len(pairs)))]
+
+
+def overlap(got: Sequence[tuple[object, ...]], gold: Sequence[tuple[object, ...]]) -> float:
+    """Intersection over union of two multisets of rows; 1.0 when both are empty."""
+    left, right = Counter(got), Counter(gold)
+    union = (left | right).total()
+    return (left & right).total() / union if union else 1.0
+
+
+class Sql:
+    """The `sql` domain.
+
+    Args:
+        world_seed: fixes the conventions and the data of all families.
+    """
+
+    domain = "sql"
+    spec = SPEC
+
+    def __init__(self, world_seed: int = 0) -> None:
+        self.world_seed = world_seed
+        self._task: Task | None = None
+        self._sandbox: Sandbox | None = None
+        self._attempts = Attempts([""])
+
+    # ── Environment ──
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        """See `environments/tasks.py`."""
+        return task_list.tasks(SPEC, split, n, seed, self.world_seed)
+
+    def reset(self, task: Task) -> str:
+        """A fresh in-memory database for `task`; the first observation is empty."""
+        self.close()
+        self._task = task
+        self._sandbox = Sandbox(
+            "create table jobs (id integer primary key, state integer, amount integer)",
+            "insert into jobs values (?, ?, ?)",
+            rows_of(task.scope, int(task.gold["world_seed"])),
+        )
+        self._attempts = Attempts([f"{task.scope} {SPEC.phrase(sub)}" for sub in task_list.subs_of(task)])
+        return ""
+
+    def step(self, action: str) -> Step:
+        """Run one query; it is scored against the gold query's rows."""
+        if self._sandbox is None or self._task is None:
+            raise SetupError("step before reset", "reset(task) first")
+        if self._attempts.over:
+            return self._attempts.record(0.0)
+        try:
+            rows = self._sandbox.query(action)
+        except QueryError as error:
+            return self._attempts.record(0.0, str(error), error=True)
+        gold = self._sandbox.query(self.oracle(self._task))
+        return self._attempts.record(overlap(rows, gold), _shown(rows))
+
+    def close(self) -> None:
+        """Free the database."""
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
+
+    # ── Oracle and Conventions ──
+
+    def oracle(self, task: Task) -> str:
+        """The gold query of the current sub-question."""
+        subs = task_list.subs_of(task)
+        sub = subs[min(self._attempts.place, len(subs) - 1)]
+        return self.action(sub, task.gold["facts"][sub.key])
+
+    def facts(self, task: Task) -> tuple[Fact, ...]:
+        return task_list.facts_of(task)
+
+    def needed(self, task: Task) -> tuple[Fact, ...]:
+        return task_list.needed_facts(task)
+
+    # ── Procedural ──
+
+    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
+        return cv.demo_task(SPEC, world, rng)
+
+    def action(self, sub: cv.Sub | cv.DemoSub, value: str) -> str:
+        return f"select {OPS[sub.arg]} from jobs where state = {value}"
+
+    def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
+        ranges = {"count": COUNTS, "sum": (LOWEST[0] + HIGHEST[0], 700), "max": HIGHEST, "min": LOWEST}
+        number = str(int(rng.integers(*ranges[sub.arg])))
+        return wording("ok" if ok else "no", number, "" if is_last or not ok else sub.next_text)
+
+    def values(self, key: str) -> tuple[str, ...]:
+        return DIGITS
+
+    def words(self) -> tuple[str, ...]:
+        """Numbers are made of digits; a tokenizer may read each digit on its own."""
+        spoken = "select count sum max min ( * ) amount from jobs where state = then next ok no error …"
+        return (*spoken.split(), *STATUS, *DIGITS, *cv.FIRST, *cv.SECOND)
+
+
+def _shown(rows: Sequence[tuple[object, ...]]) -> str:
+    return " ".join("none" if value is None else str(value) for row in rows for value in row) or "none"

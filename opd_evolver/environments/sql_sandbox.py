@@ -1,0 +1,116 @@
+"""A read-only sqlite3 database in memory that runs whatever query an agent writes.
+
+Only reading is authorised (no ATTACH, PRAGMA, writes or extensions), only functions whose result
+depends on their arguments alone, and work, text and result are limited. A refused or broken query is a
+`QueryError`, which becomes an observation.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+MAX_QUERY_CHARS = 4_000
+MAX_VALUE_BYTES = 100_000
+MAX_ROWS = 200
+OPERATIONS_PER_CHECK = 10_000
+MAX_CHECKS = 200
+FUNCTIONS = frozenset(
+    [
+        "count",
+        "sum",
+        "max",
+        "min",
+        "avg",
+        "total",
+        "group_concat",
+        "abs",
+        "round",
+        "sign",
+        "length",
+        "lower",
+        "upper",
+        "substr",
+        "substring",
+        "instr",
+        "trim",
+        "ltrim",
+        "rtrim",
+        "replace",
+        "coalesce",
+        "ifnull",
+        "iif",
+        "nullif",
+        "like",
+        "glob",
+        "typeof",
+        "row_number",
+        "rank",
+        "dense_rank",
+        "ntile",
+        "lag",
+        "lead",
+        "first_value",
+        "last_value",
+        "nth_value",
+        "percent_rank",
+        "cume_dist",
+    ]
+)
+READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
+
+
+class QueryError(Exception):
+    """A query that was refused or failed; an observation for the agent, not an error of the house."""
+
+
+class Sandbox:
+    """One database with one table.
+
+    Args:
+        create: DDL of the table.
+        insert: insert statement with placeholders.
+        rows: its rows.
+    """
+
+    def __init__(self, create: str, insert: str, rows: Iterable[Sequence[object]]) -> None:
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        self._db.execute(create)
+        self._db.execute("begin")
+        self._db.executemany(insert, rows)
+        self._db.execute("commit")
+        self._checks = 0
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_QUERY_CHARS)
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        self._db.set_authorizer(_authorise)
+        self._db.set_progress_handler(self._interrupt, OPERATIONS_PER_CHECK)
+
+    def query(self, text: str) -> list[tuple[object, ...]]:
+        """Rows of one query, at most `MAX_ROWS`.
+
+        Raises:
+            QueryError: refused, malformed, or beyond a limit; its text is sqlite's message.
+        """
+        self._checks = 0
+        try:
+            cursor = self._db.execute(text)
+            if cursor.description is None:
+                raise QueryError("not a query")
+            return cursor.fetchmany(MAX_ROWS)
+        # sqlite3.Warning (several statements, up to Python 3.11) is no sqlite3.Error; ValueError: NUL or surrogates.
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            raise QueryError(str(error)) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _interrupt(self) -> bool:
+        self._checks += 1
+        return self._checks > MAX_CHECKS
+
+
+def _authorise(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
+    if action in READING or (action == sqlite3.SQLITE_FUNCTION and second in FUNCTIONS):
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY

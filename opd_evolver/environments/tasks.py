@@ -1,0 +1,96 @@
+"""Tasks of procedural domains: drawn evenly, balanced over families, with disjoint deployed splits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from opd_evolver.environments.conventions import N_FAMILIES, SIZES, Domain, Sub, World, generator, task_text, worlds
+from opd_evolver.records import Fact, Split, Task
+
+
+def tasks(spec: Domain, split: Split, n: int, seed: int, world_seed: int) -> tuple[Task, ...]:
+    """The first `n` tasks of a split: task i belongs to family i mod the number of families.
+
+    Each family's facts are asked for in turn, so every fact is covered evenly. The texts of
+    deploy-train, deploy-val and deploy-test are disjoint: the arguments (single questions) and pairs
+    of arguments (double ones) of each key are dealt 2 : 1 : 1 to the three. Within a split texts recur
+    once they are used up; the task id stays unique.
+    """
+    families = worlds(spec, split, N_FAMILIES[split], world_seed)
+    return tuple(_task(spec, families, split, i, seed) for i in range(n))
+
+
+def _task(spec: Domain, families: Sequence[World], split: Split, i: int, seed: int) -> Task:
+    place, turn = i % len(families), i // len(families)
+    world = families[place]
+    size = SIZES[(turn + place) % len(SIZES)]
+    cycles, rest = divmod(turn, len(SIZES))
+    start = cycles * sum(SIZES) + sum(SIZES[(t + place) % len(SIZES)] for t in range(rest))
+    keys = [_key_at(spec, world, split, seed, start + offset) for offset in range(size)]
+    choices = _arguments(spec, world, split, tuple(keys))
+    rng = generator("arguments", spec.name, world.world_seed, world.scope, split, seed, turn)
+    args = choices[int(rng.integers(len(choices)))]
+    subs = [Sub(key, arg) for key, arg in zip(keys, args, strict=True)]
+    return Task(
+        task_id=f"{spec.name}-w{world.world_seed}-{split}-s{seed}-{i:06d}",
+        domain=spec.name,
+        scope=world.scope,
+        family=world.family,
+        split=split,
+        text=task_text(spec, world.scope, subs),
+        gold={"subs": [list(sub) for sub in subs], "facts": dict(world.facts), "world_seed": world.world_seed},
+    )
+
+
+def _key_at(spec: Domain, world: World, split: Split, seed: int, position: int) -> str:
+    """Keys come in shuffled blocks of all facts; neighbours differ even across blocks."""
+
+    def block(number: int) -> list[str]:
+        rng = generator("keys", spec.name, world.world_seed, world.scope, split, seed, number)
+        keys = tuple(world.facts)
+        return [keys[place] for place in rng.permutation(len(keys))]
+
+    number, offset = divmod(position, len(world.facts))
+    keys = block(number)
+    # Swapping the first two leaves every block's last key as it was drawn, so one look back is enough.
+    if number and keys[0] == block(number - 1)[-1]:
+        keys[0], keys[1] = keys[1], keys[0]
+    return keys[offset]
+
+
+@functools.lru_cache(maxsize=65536)
+def _dealt(spec: Domain, scope: str, world_seed: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    combos: list[tuple[str, ...]] = [()]
+    for _ in keys:
+        combos = [(*combo, arg) for combo in combos for arg in spec.args]
+    order = generator("deal", spec.name, world_seed, scope, *keys).permutation(len(combos))
+    return tuple(combos[place] for place in order)
+
+
+def _arguments(spec: Domain, world: World, split: Split, keys: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Arguments that tasks of this split may give to these keys."""
+    combos = _dealt(spec, world.scope, world.world_seed, keys)
+    half, quarter = len(combos) // 2, len(combos) // 4
+    shares = {
+        "deploy-train": combos[:half],
+        "deploy-val": combos[half : half + quarter],
+        "deploy-test": combos[half + quarter :],
+    }
+    return shares.get(split, combos)
+
+
+def subs_of(task: Task) -> tuple[Sub, ...]:
+    """The sub-questions in a task's gold."""
+    return tuple(Sub(str(key), str(arg)) for key, arg in task.gold["subs"])
+
+
+def facts_of(task: Task) -> tuple[Fact, ...]:
+    """Every fact of the task's scope."""
+    return tuple(Fact(scope=task.scope, key=key, value=value) for key, value in task.gold["facts"].items())
+
+
+def needed_facts(task: Task) -> tuple[Fact, ...]:
+    """The facts a task needs, in the order in which it needs them."""
+    facts = task.gold["facts"]
+    return tuple(Fact(scope=task.scope, key=sub.key, value=facts[sub.key]) for sub in subs_of(task))
