@@ -1,0 +1,1 @@
+"""The episode as a generator, and the drivers that feed it replies."""

@@ -1,0 +1,284 @@
+"""One episode: read, select, act, write. A generator that yields requests and is sent replies.
+
+It never touches a policy, so lock-step batches, continuous batching and remote endpoints drive
+the same code. It never writes to the memory: it hands over proposals, which one committer applies.
+Paper: fast loop, steps 1 to 4.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from opd_evolver.abilities import act, select, write
+from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.environments.protocol import Environment
+from opd_evolver.errors import SetupError
+from opd_evolver.records import (
+    Ability,
+    CallRecord,
+    Candidate,
+    Entry,
+    Episode,
+    GenerationRequest,
+    LedgerRow,
+    Message,
+    Prompt,
+    Proposal,
+    Reply,
+    Sampling,
+    TurnRecord,
+)
+from opd_evolver.rollout.seeds import call_seed, uniform
+from opd_evolver.rollout.settings import EpisodeSettings, Rollout
+
+EpisodeRun = Generator[GenerationRequest, Reply, Episode]
+Call = Generator[GenerationRequest, Reply, Reply]
+
+
+class MemoryView(Protocol):
+    """The memory as an episode may read it: ranked live entries for a query, nothing else."""
+
+    def retrieve(
+        self, query: str, *, domain: str, scope: str, limit: int, alpha: float, scope_filter: bool
+    ) -> Sequence[tuple[Entry, float]]:
+        """Up to `limit` entries over all levels, best first, with their scores."""
+        ...
+
+
+@dataclass
+class Calls:
+    """The generations of one rollout, in the order in which they were served."""
+
+    rollout_id: str
+    round: int
+    seed: int
+    records: list[CallRecord] = field(default_factory=list)
+    policy_version: str | None = None
+
+    def ask(self, ability: Ability, turn: int, prompt: Prompt, sampling: Sampling) -> Call:
+        """Yield one request, log what was served and return the reply."""
+        seed = call_seed(self.seed, self.round, self.rollout_id, ability, turn)
+        reply = yield GenerationRequest(prompt=prompt, sampling=sampling, seed=seed)
+        if self.policy_version is None:
+            self.policy_version = reply.policy_version
+        elif self.policy_version != reply.policy_version:
+            raise SetupError(
+                f"rollout {self.rollout_id} was served by policies {self.policy_version} and {reply.policy_version}",
+                "one policy version within an episode",
+                "sync the policy between waves only, then `opd resume`",
+            )
+        self.records.append(
+            CallRecord(
+                ability=ability,
+                turn=turn,
+                prompt_token_ids=reply.prompt_token_ids,
+                reply_token_ids=reply.token_ids,
+                logprobs=reply.logprobs,
+                reply_text=reply.text,
+                finish=reply.finish,
+            )
+        )
+        return reply
+
+
+@dataclass(frozen=True)
+class Selection:
+    """C and S of one episode, and what randomised inclusion kept."""
+
+    candidates: tuple[tuple[Entry, float], ...] = ()
+    selected: tuple[Entry, ...] = ()
+    withheld: tuple[str, ...] = ()
+    propensities: dict[str, float] = field(default_factory=dict)
+    fallback: bool = False
+
+    @property
+    def injected(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.selected if entry.entry_id not in self.withheld)
+
+
+@dataclass(frozen=True)
+class Played:
+    """tau and R of one episode; `replies` are the act replies' texts."""
+
+    turns: tuple[TurnRecord, ...]
+    replies: tuple[str, ...]
+    episode_return: float
+    success: bool
+
+
+def _read(rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings) -> tuple[tuple[Entry, float], ...]:
+    if not settings.read or settings.candidates == 0 or settings.max_selected == 0:
+        return ()
+    if memory is None:
+        raise SetupError(
+            f"rollout {rollout.rollout_id} reads a memory but was given none",
+            "a memory view, or settings with read off",
+            "pass the memory, or EpisodeSettings.of(params, read=False)",
+        )
+    task = rollout.task
+    found = memory.retrieve(
+        task.text,
+        domain=task.domain,
+        scope=task.scope,
+        limit=settings.candidates,
+        alpha=settings.alpha,
+        scope_filter=settings.scope_filter,
+    )
+    return tuple(found[: settings.candidates])
+
+
+def _include(
+    chosen: Sequence[Entry], rollout: Rollout, settings: EpisodeSettings
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """Randomised inclusion: which chosen entries are withheld, and each one's probability of being kept."""
+    epsilon = settings.withhold_probability
+    withheld = tuple(
+        entry.entry_id
+        for entry in chosen
+        if uniform(settings.seed, rollout.round, rollout.rollout_id, f"withhold {entry.entry_id}") < epsilon
+    )
+    return withheld, {entry.entry_id: 1.0 - epsilon for entry in chosen}
+
+
+def _select(
+    rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings, calls: Calls
+) -> Generator[GenerationRequest, Reply, Selection]:
+    found = _read(rollout, memory, settings)
+    if not found:
+        return Selection()
+    entries = [entry for entry, _ in found]
+    asked = select.prompt(rollout.task.text, entries, token_budget=settings.entry_token_budget)
+    reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
+    places = select.parse(reply.text, len(entries), settings.max_selected)
+    if places is None:
+        # A fallback is no choice of the policy: nothing is withheld, and attribution leaves the row out.
+        top = tuple(entries[: settings.max_selected])
+        return Selection(found, top, (), {entry.entry_id: 1.0 for entry in top}, fallback=True)
+    chosen = tuple(entries[place] for place in places)
+    withheld, propensities = _include(chosen, rollout, settings)
+    return Selection(found, chosen, withheld, propensities)
+
+
+def _act(
+    rollout: Rollout, env: Environment, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls
+) -> Generator[GenerationRequest, Reply, Played]:
+    observation = env.reset(rollout.task)
+    budget = settings.entry_token_budget
+    first = act.first_message(rollout.task.text, observation, injected, token_budget=budget)
+    history: list[Message] = []
+    turns: list[TurnRecord] = []
+    replies: list[str] = []
+    rewarded, success, given = 0.0, False, None
+    for turn in range(settings.max_steps):
+        reply = yield from calls.ask("act", turn, act.prompt(first, history), settings.act_sampling)
+        action, parsed = act.parse(reply.text)
+        step = env.step(action)
+        turns.append(
+            TurnRecord(
+                observation=observation, action=action, result=step.observation, reward=step.reward, parsed=parsed
+            )
+        )
+        replies.append(reply.text)
+        rewarded += step.reward
+        success = bool(step.info.get("success", False))
+        given = step.info.get("return", given)
+        if step.terminated or step.truncated:
+            break
+        observation = step.observation
+        history += [act.reply_message(reply), act.observation_message(observation)]
+    episode_return = min(1.0, max(0.0, float(rewarded if given is None else given)))
+    return Played(tuple(turns), tuple(replies), episode_return, success)
+
+
+def _write(
+    rollout: Rollout, played: Played, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls
+) -> Generator[GenerationRequest, Reply, tuple[tuple[Proposal, ...], tuple[str, ...]]]:
+    if not settings.write or settings.write_limit == 0:
+        return (), ()
+    task = rollout.task
+    asked = write.prompt(
+        task.text,
+        played.turns,
+        played.replies,
+        injected,
+        episode_return=played.episode_return,
+        success=played.success,
+        token_budget=settings.entry_token_budget,
+    )
+    reply = yield from calls.ask("write", 0, asked, settings.write_sampling)
+    written = write.parse(
+        reply.text,
+        limit=settings.write_limit,
+        task_text=task.text,
+        turns=played.turns,
+        episode_return=played.episode_return,
+        success=played.success,
+    )
+    proposals = tuple(
+        Proposal(domain=task.domain, scope=task.scope, content=content, source_episodes=(rollout.rollout_id,))
+        for content in written.contents
+    )
+    return proposals, written.rejected
+
+
+def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls) -> LedgerRow:
+    task = rollout.task
+    return LedgerRow(
+        rollout_id=rollout.rollout_id,
+        round=rollout.round,
+        wave=rollout.wave,
+        task_id=task.task_id,
+        domain=task.domain,
+        scope=task.scope,
+        group=task.family,
+        task_text=task.text,
+        candidates=tuple(
+            Candidate(handle=number, entry_id=entry.entry_id, score=score)
+            for number, (entry, score) in enumerate(selection.candidates, start=1)
+        ),
+        selected=tuple(entry.entry_id for entry in selection.selected),
+        withheld=selection.withheld,
+        injected=tuple(entry.entry_id for entry in selection.injected),
+        propensities=selection.propensities,
+        select_fallback=selection.fallback,
+        episode_return=played.episode_return,
+        success=played.success,
+        turns=played.turns,
+        calls=tuple(calls.records),
+        n_prompt_tokens=sum(len(call.prompt_token_ids) for call in calls.records),
+        n_reply_tokens=sum(len(call.reply_token_ids) for call in calls.records),
+        policy_version=calls.policy_version or "",
+        renderer=RENDERER,
+    )
+
+
+def episode(rollout: Rollout, env: Environment, memory: MemoryView | None, settings: EpisodeSettings) -> EpisodeRun:
+    """Play one rollout; yields a request per generation and returns the finished `Episode`.
+
+    Args:
+        rollout: which task, and the id that keys every random draw.
+        env: a free environment of the task's domain; it plays this episode alone.
+        memory: the memory as it stood when the wave began; None with `settings.read` off.
+        settings: abilities, budgets, sampling.
+
+    Raises:
+        OutageError: the environment or the store is down; the driver retries, no episode fails of it.
+        SetupError: the memory is missing, or the policy changed in mid-episode.
+
+    Paper: fast loop, steps 1 to 4. Differs: an unreadable selection falls back to the top of the
+    ranking and is kept out of attribution; a chosen entry is withheld with a small known probability.
+    """
+    began = time.perf_counter()
+    calls = Calls(rollout.rollout_id, rollout.round, settings.seed)
+    selection = yield from _select(rollout, memory, settings, calls)
+    played = yield from _act(rollout, env, selection.injected, settings, calls)
+    proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls)
+    return Episode(
+        row=_row(rollout, selection, played, calls),
+        proposals=proposals,
+        rejected=rejected,
+        seconds=time.perf_counter() - began,
+    )
