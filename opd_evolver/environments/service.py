@@ -10,27 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-PREPARATIONS = tuple(["otp", "ping", "lock", "scan", "sync", "auth", "note", "sign", "seal", "tag"])
-OPERATIONS = tuple(
-    [
-        "refund",
-        "cancel",
-        "ship",
-        "renew",
-        "pause",
-        "resume",
-        "split",
-        "return",
-        "close",
-        "extend",
-        "upgrade",
-        "transfer",
-        "approve",
-        "reject",
-        "archive",
-        "restore",
-    ]
+# fmt: off
+PREPARATIONS = ("otp", "ping", "lock", "scan", "sync", "auth", "note", "sign", "seal", "tag")
+OPERATIONS = (
+    "refund", "cancel", "ship", "renew", "pause", "resume", "split", "return",
+    "close", "extend", "upgrade", "transfer", "approve", "reject", "archive", "restore",
 )
+# fmt: on
 ITEMS = tuple("23456789")
 SCHEMA = {
     "items": "CREATE TABLE items (id INTEGER PRIMARY KEY, state TEXT NOT NULL);",

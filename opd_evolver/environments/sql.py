@@ -21,26 +21,12 @@ from opd_evolver.environments.sql_sandbox import QueryError, Sandbox
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Fact, Split, Step, Task
 
-STATUS = tuple(
-    [
-        "late",
-        "paid",
-        "open",
-        "lost",
-        "held",
-        "sent",
-        "void",
-        "done",
-        "kept",
-        "owed",
-        "due",
-        "sold",
-        "shut",
-        "torn",
-        "filed",
-        "moved",
-    ]
+# fmt: off
+STATUS = (
+    "late", "paid", "open", "lost", "held", "sent", "void", "done",
+    "kept", "owed", "due", "sold", "shut", "torn", "filed", "moved",
 )
+# fmt: on
 DIGITS = tuple("0123456789")
 OPS = {"count": "count ( * )", "sum": "sum ( amount )", "max": "max ( amount )", "min": "min ( amount )"}
 # Ranges that keep the answers of the four operations apart; the seed data draws from the same ones.

@@ -15,48 +15,14 @@ MAX_VALUE_BYTES = 100_000
 MAX_ROWS = 200
 OPERATIONS_PER_CHECK = 10_000
 MAX_CHECKS = 200
-FUNCTIONS = frozenset(
-    [
-        "count",
-        "sum",
-        "max",
-        "min",
-        "avg",
-        "total",
-        "group_concat",
-        "abs",
-        "round",
-        "sign",
-        "length",
-        "lower",
-        "upper",
-        "substr",
-        "substring",
-        "instr",
-        "trim",
-        "ltrim",
-        "rtrim",
-        "replace",
-        "coalesce",
-        "ifnull",
-        "iif",
-        "nullif",
-        "like",
-        "glob",
-        "typeof",
-        "row_number",
-        "rank",
-        "dense_rank",
-        "ntile",
-        "lag",
-        "lead",
-        "first_value",
-        "last_value",
-        "nth_value",
-        "percent_rank",
-        "cume_dist",
-    ]
-)
+# fmt: off
+FUNCTIONS = frozenset({
+    "count", "sum", "max", "min", "avg", "total", "group_concat", "abs", "round", "sign", "length", "lower", "upper",
+    "substr", "substring", "instr", "trim", "ltrim", "rtrim", "replace", "coalesce", "ifnull", "iif", "nullif", "like",
+    "glob", "typeof", "row_number", "rank", "dense_rank", "ntile", "lag", "lead", "first_value", "last_value",
+    "nth_value", "percent_rank", "cume_dist",
+})
+# fmt: on
 READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
 
 
