@@ -1,0 +1,219 @@
+"""Policies on disk: any Hugging Face causal LM in safetensors form, or a LoRA adapter over one.
+
+Nothing is fetched, no code of the folder is run, and weights that are missing or cut short are errors,
+never random numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.policy.weights import read_json, tensors_of, weight_files, weights_digest
+from opd_evolver.records import canonical_json, digest_of
+
+SEED = "seed"
+_ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# What scales an adapter's update; the rest of its configuration concerns training.
+_ADAPTER_SCALING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+class Checkpoint(NamedTuple):
+    """A loaded policy. `version` is a short digest of its weights."""
+
+    model: Any
+    tokenizer: Any
+    version: str
+
+
+def resolve(path: str | Path) -> Path:
+    """The folder of `policy.path`; `seed` is the one in the package.
+
+    Raises:
+        SetupError: no such folder.
+    """
+    if str(path) == SEED:
+        folder = Path(str(resources.files("opd_evolver") / "assets" / "seed-policy"))
+        if not (folder / "config.json").is_file():
+            raise SetupError(f"no seed policy in {folder}", "the packaged weights", "make seed-policy")
+        return folder
+    folder = Path(path)
+    if not folder.exists() and (replaced := _replaced_name(folder)).is_dir():
+        os.replace(replaced, folder)  # killed between the two renames of `save`
+    if not folder.is_dir():
+        raise SetupError(
+            f"no folder {folder}", "a folder in Hugging Face form", "set policy.path, or `policy.path=seed`"
+        )
+    return folder
+
+
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Checkpoint:
+    """Model in eval mode, tokenizer and version; an adapter is merged into its base.
+
+    Args:
+        path: folder, or `seed`.
+        device: torch device.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        SetupError: missing folder or files, pickled weights, unknown architecture, no such device.
+        CorruptionError: truncated or incomplete weights.
+    """
+    folder = resolve(path)
+    _quiet_transformers()
+    if (folder / _ADAPTER_CONFIG).is_file():
+        return _load_adapter(folder, device, dtype)
+    model = _load_model(folder, dtype)
+    return Checkpoint(_on_device(model, device), load_tokenizer(folder), weights_digest(folder)[:12])
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a policy's folder.
+
+    Raises:
+        SetupError: it has none, or one that needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise SetupError(f"no tokenizer in {folder}", "tokenizer.json", f"tokenizer.save_pretrained('{folder}')")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise SetupError(
+            f"cannot load the tokenizer of {folder}: {_first_line(error)}", "a stock tokenizer", "save it again"
+        ) from error
+
+
+def _load_model(folder: Path, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise SetupError(
+            f"no config.json in {folder}", "a folder in Hugging Face form", f"model.save_pretrained('{folder}')"
+        )
+    for file in weight_files(folder):
+        tensors_of(file)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        kind = read_json(folder / "config.json").get("model_type")
+        raise SetupError(
+            f"cannot load {folder} (model_type {kind!r}): {_first_line(error)}",
+            "a causal language model of the installed transformers, without code of its own",
+            "upgrade transformers or choose another policy.path",
+        ) from error
+    lacking = sorted(info["missing_keys"]) + sorted(str(one) for one in info.get("mismatched_keys", ()))
+    if lacking:
+        raise CorruptionError(
+            f"the weights in {folder} lack {', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}",
+            "every tensor of the architecture",
+            "copy the folder again",
+        )
+    return model.eval()
+
+
+def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
+    recorded = read_json(folder / _ADAPTER_CONFIG)
+    base_name = recorded.get("base_model_name_or_path")
+    if not base_name:
+        raise SetupError(
+            f"{folder / _ADAPTER_CONFIG} names no base", "base_model_name_or_path", "add the base's path to it"
+        )
+    beside = folder / str(base_name)
+    base = resolve(beside if beside.is_dir() else str(base_name))
+    for file in weight_files(folder):
+        tensors_of(file)
+    model = _load_model(base, dtype)
+    from peft import PeftModel
+
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder), is_trainable=False).merge_and_unload()
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise SetupError(
+            f"cannot put the adapter {folder} on {base}: {_first_line(error)}",
+            "an adapter of that base",
+            "check base_model_name_or_path",
+        ) from error
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    scaling = canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
+    version = digest_of([weights_digest(base), weights_digest(folder), scaling])[:12]
+    return Checkpoint(_on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
+
+
+def _quiet_transformers() -> None:
+    """Progress and advice of transformers would run through our own displays; its own variable brings them back."""
+    from transformers.utils import logging
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _on_device(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise SetupError(
+            f"cannot use device {device!r}: {_first_line(error)}", "cpu, or a device of this machine", "OPD_DEVICE=cpu"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a policy in Hugging Face form, safetensors; after a kill either the old or the new folder is there.
+
+    Args:
+        model: a causal LM, or a peft model (then the adapter alone is written).
+        tokenizer: its tokenizer, chat template included.
+        folder: replaced as a whole when it exists.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.parent / f".{folder.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    _quiet_transformers()
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    for file in sorted(fresh.rglob("*")):
+        _sync_to_disk(file)
+    _sync_to_disk(fresh)
+    if folder.exists():
+        replaced = _replaced_name(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(folder, replaced)
+        os.replace(fresh, folder)
+        _sync_to_disk(folder.parent)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(fresh, folder)
+    _sync_to_disk(folder.parent)
+
+
+def _replaced_name(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.replaced"
+
+
+def _sync_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

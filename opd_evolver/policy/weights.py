@@ -1,0 +1,140 @@
+"""Safetensors files of a policy's folder: which they are, that they are whole, their canonical digest.
+
+Stdlib only: a digest check never waits for torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.records import digest_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MAX_HEADER_BYTES = 100_000_000
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies: [start, end) bytes of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model or adapter in `folder`.
+
+    Raises:
+        SetupError: no weights, or only pickled ones, which can run code when loaded.
+        CorruptionError: a shard named by the index is missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            raise CorruptionError(
+                f"{folder} lacks {', '.join(missing) or 'all shards'}",
+                f"the files named in {INDEX}",
+                "copy the folder again",
+            )
+        return [folder / name for name in names]
+    for name in (SINGLE, ADAPTER):
+        if (folder / name).is_file():
+            return [folder / name]
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
+    if pickled:
+        raise SetupError(
+            f"{folder} holds pickled weights only ({', '.join(pickled[:3])}), which can run code when loaded",
+            SINGLE,
+            "convert them once where you trust them: model.save_pretrained(folder) writes safetensors",
+        )
+    raise SetupError(f"no weights in {folder}", SINGLE, "set policy.path to a folder written by save_pretrained")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        CorruptionError: not readable as one.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptionError(f"cannot read {path}: {error}", "a JSON object", "copy the folder again") from None
+    if not isinstance(tree, dict):
+        raise CorruptionError(f"{path} holds {type(tree).__name__}", "a JSON object", "copy the folder again")
+    return tree
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """Header of one safetensors file, checked against the file's length.
+
+    Raises:
+        CorruptionError: truncated, or not a safetensors file.
+    """
+    size = file.stat().st_size
+    mend = "copy the file again, or take it back with `dvc checkout`"
+    with file.open("rb") as stream:
+        n_header = int.from_bytes(stream.read(8), "little")
+        if size < 8 or n_header > min(size - 8, _MAX_HEADER_BYTES):
+            raise CorruptionError(f"{file} has {size} bytes", "a whole safetensors file", mend)
+        try:
+            header = json.loads(stream.read(n_header))
+            data = 8 + n_header
+            found = {
+                name: Tensor(file, one["dtype"], tuple(one["shape"]), *(data + at for at in one["data_offsets"]))
+                for name, one in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CorruptionError(f"{file} has an unreadable header", "a safetensors file", mend) from None
+    end = max((tensor.end for tensor in found.values()), default=8 + n_header)
+    if end != size:
+        raise CorruptionError(f"{file} has {size} bytes", f"{end} bytes, as its header says", mend)
+    return found
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all tensors; file metadata and sharding do not enter.
+
+    For an adapter: of its own tensors and scaling; its base is digested apart.
+
+    Raises:
+        SetupError, CorruptionError: as `weight_files` and `tensors_of`.
+    """
+    found: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        for name, tensor in tensors_of(file).items():
+            if name in found:
+                raise CorruptionError(
+                    f"{folder} holds tensor {name} twice", "each tensor once", "remove the stale file"
+                )
+            found[name] = tensor
+    lines: list[str | bytes] = []
+    for name in sorted(found):
+        tensor = found[name]
+        lines += [name, tensor.dtype, json.dumps(list(tensor.shape)), _bytes_digest(tensor)]
+    return digest_of(lines)
+
+
+def _bytes_digest(tensor: Tensor) -> bytes:
+    if tensor.start == tensor.end:
+        return hashlib.sha256().digest()
+    with (
+        tensor.file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+        view[tensor.start : tensor.end] as part,
+    ):
+        return hashlib.sha256(part).digest()
