@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import Field
 
+from opd_evolver import durable
 from opd_evolver.environments import service
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.records import Record, canonical_json
@@ -206,7 +207,7 @@ def write(folder: Path, scenarios: Iterable[Scenario]) -> None:
     """Write worlds in AWM's format. `folder` is made when it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in records(scenarios).items():
-        (folder / name).write_text("".join(canonical_json(row) + "\n" for row in rows), encoding="utf-8")
+        durable.write_text(folder / name, "".join(canonical_json(row) + "\n" for row in rows))
 
 
 def read(folder: Path) -> tuple[Scenario, ...]:

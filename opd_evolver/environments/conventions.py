@@ -13,7 +13,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -96,6 +96,7 @@ class DemoTask(NamedTuple):
     subs: tuple[DemoSub, ...]
 
 
+@runtime_checkable
 class Procedural(Protocol):
     """What the seed data and the probes ask of a procedural domain, beside `Environment`."""
 

@@ -1,0 +1,94 @@
+"""Plays episodes without a policy: scripted expert, random values, bad actions. For `check_env`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from opd_evolver.environments.conventions import Procedural, generator
+from opd_evolver.environments.protocol import Environment
+from opd_evolver.environments.tasks import subs_of
+from opd_evolver.records import Step, Task
+
+MAX_STEPS = 50
+BAD_ACTIONS = (
+    "",
+    "   ",
+    "nonsense",
+    "| do none",
+    "line one\nline two",
+    "nul \x00 byte",
+    "lone \ud800 half",
+    "x" * 20_000,
+)
+
+Choose = Callable[[list[Step]], str]
+
+
+@dataclass
+class Transcript:
+    """One episode: its observations, the first one from `reset`, and its steps."""
+
+    first: str
+    steps: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def observations(self) -> list[str]:
+        return [self.first, *(step.observation for step in self.steps)]
+
+    @property
+    def episode_return(self) -> float:
+        return sum(step.reward for step in self.steps)
+
+    @property
+    def success(self) -> bool:
+        return bool(self.steps) and self.steps[-1].info.get("success") is True
+
+
+def play(environment: Environment, task: Task, choose: Choose) -> Transcript:
+    """One episode, at most `MAX_STEPS` long; `choose` sees the steps so far."""
+    began = time.perf_counter()
+    transcript = Transcript(environment.reset(task))
+    while len(transcript.steps) < MAX_STEPS:
+        step = environment.step(choose(transcript.steps))
+        transcript.steps.append(step)
+        if step.terminated or step.truncated:
+            break
+    transcript.seconds = time.perf_counter() - began
+    return transcript
+
+
+def bad_actions(shift: int) -> Choose:
+    """Actions no engine can run, beginning at another one for each task."""
+    return lambda steps: BAD_ACTIONS[(shift + len(steps)) % len(BAD_ACTIONS)]
+
+
+def random_values(domain: Procedural, task: Task, *, repeat: bool) -> Choose:
+    """An agent that knows the mechanics but no convention.
+
+    Args:
+        domain: the procedural domain.
+        task: what is played.
+        repeat: draw values independently (the chance level); else never try a value that was refused
+            in this episode (all that exploring alone can reach).
+    """
+    rng = generator("check", task.task_id, repeat)
+    subs = subs_of(task)
+    order: dict[int, Sequence[int]] = {}
+    tried: dict[int, int] = {}
+
+    def choose(steps: list[Step]) -> str:
+        place = round(steps[-1].info["progress"] * len(subs)) if steps else 0
+        values = domain.values(subs[place].key)
+        if repeat:
+            return domain.action(subs[place], values[int(rng.integers(len(values)))])
+        if place not in order:
+            order[place] = [int(i) for i in rng.permutation(np.arange(len(values)))]
+        at = tried[place] = tried.get(place, -1) + 1
+        return domain.action(subs[place], values[order[place][at % len(values)]])
+
+    return choose
