@@ -1,0 +1,1 @@
+"""Thin Prefect flows: order, retries, where it runs. A project's, not the library's."""

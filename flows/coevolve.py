@@ -1,0 +1,106 @@
+"""Co-evolution: fast loop, slow loop, benchmark and gate, round after round.
+
+`prefect deployment run coevolve/default`, `python -m flows.coevolve` (what `dvc repro` and
+`opd run` without a server call) and `opd run` all come here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.benchmark import benchmark
+from flows.fast_loop import fast_loop
+from flows.slow_loop import slow_loop
+from opd_evolver import lineage
+from opd_evolver.errors import GateRefusal, OpdError
+from opd_evolver.steps import plan, prepare, progress, publish
+
+
+@flow(name="coevolve", persist_result=False, log_prints=True)
+def coevolve(
+    name: str = "default",
+    preset: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    fork: bool = False,
+) -> str:
+    """Begin, resume or extend the run `name` and take it to its last round.
+
+    Args:
+        name: the run.
+        preset: a preset shipped in the package; without it the project's params.yaml.
+        overrides: dotted key → value, written resolved into the run.
+        fork: open a new lineage when science parameters changed.
+    """
+    root = prepare.artifact_root()
+    try:
+        run = prepare.open_for_work(root, name, preset=preset, overrides=overrides or {}, fork=fork)
+        if run.is_complete():
+            print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
+            publish.versions(run)
+            return run.lineage
+        with lineage.writing(run, {"flow_run_id": flow_run.id}):
+            progress.clear_error(run)
+            prepare.base(run)
+            _evolve(run)
+        publish.versions(run)
+    except OpdError as error:
+        progress.record_error(root, name, error)
+        raise
+    return run.lineage
+
+
+def _evolve(run: lineage.Run) -> None:
+    root, name = str(run.root), run.lineage
+    if run.summary(0) is None:
+        benchmark(root, name, 0)
+        publish.round_zero(run)
+    for round_ in range(len(run.finished_rounds()) + 1, run.params.rounds + 1):
+        if plan.refusals(run, round_) >= run.params.gate.max_refusals:
+            raise GateRefusal(
+                f"the gate refused {run.params.gate.max_refusals} rounds in a row",
+                "a round that is no worse than the champion",
+                "see `opd rounds`; then change gate.* or slow.* with --fork",
+            )
+        memory = fast_loop(root, name, round_)
+        digest = memory["entries"] + memory["ledger"]
+        trained = slow_loop(root, name, round_, digest)
+        benchmark(root, name, round_, digest, trained["weights"])
+        publish.finish_round(run, round_)
+        print(publish.round_line(run, round_))
+
+
+def main() -> int:
+    """The same flow without a deployment; `--params` is what DVC tracks."""
+    parser = argparse.ArgumentParser(prog="python -m flows.coevolve", description=__doc__)
+    parser.add_argument("--name", default="default")
+    parser.add_argument("--preset")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs")
+    parser.add_argument("--fork", action="store_true")
+    given = parser.parse_args()
+    from opd_evolver.params import parse_set
+
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    try:
+        overrides = parse_set(given.pairs)
+        run = prepare.finished_run(Path.cwd(), given.name, preset=given.preset, overrides=overrides, fork=given.fork)
+        if run is not None:
+            print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
+            publish.reports(run)
+            return 0
+        coevolve(name=given.name, preset=given.preset, overrides=overrides, fork=given.fork)
+    except OpdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

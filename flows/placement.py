@@ -1,0 +1,107 @@
+"""Where a step runs: in this process, in a child that frees the GPU when it ends, or as a deployment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from opd_evolver import errors, step
+from opd_evolver.durable import write_text
+from opd_evolver.errors import OpdError, OutageError
+from opd_evolver.records import canonical_json
+
+
+def run_inline(job: step.Job) -> step.StepResult:
+    return step.run(job)
+
+
+def run_subprocess(job: step.Job) -> step.StepResult:
+    """A child process that dies with this one; its one-line error comes back as the error it was."""
+    if (done := step.finished(job)) is not None:
+        return done
+    path = job.out_path().with_suffix(".job.json")
+    write_text(path, canonical_json(job))
+    child = subprocess.run(
+        [sys.executable, "-m", "opd_evolver.step", str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if child.returncode == 0 and (done := step.finished(job)) is not None:
+        return done
+    raise _error_of(child.stderr, child.returncode, job)
+
+
+def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
+    last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
+    if last.startswith('{"error"'):
+        tree = json.loads(last)
+        kind = getattr(errors, tree.get("error", ""), OpdError)
+        return kind(tree["seen"], tree["expected"], tree["mend"])
+    why = f"signal {-returncode}" if returncode < 0 else f"exit {returncode}"
+    return OpdError(f"step {job.step} of round {job.round} ended with {why}: {last}", "exit 0", "opd resume")
+
+
+def run_deployment(job: step.Job) -> step.StepResult:
+    """The deployment `step/gpu` on the pool `gpu`, which must not be the pool this flow waits on."""
+    from prefect.deployments import run_deployment as start
+
+    if (done := step.finished(job)) is not None:
+        return done
+    path = job.out_path().with_suffix(".job.json")
+    write_text(path, canonical_json(job))
+    flow_run = start("step/gpu", parameters={"job_path": str(path)}, as_subflow=True)
+    if (done := step.finished(job)) is not None:
+        return done
+    state = flow_run.state  # type: ignore[union-attr]
+    raise OpdError(
+        f"step {job.step} ran as step/gpu and ended {state}",
+        "a result",
+        "see the flow run in the Prefect UI; then opd resume",
+    )
+
+
+PLACES = {"inline": run_inline, "subprocess": run_subprocess, "deployment": run_deployment}
+
+
+def _is_outage(_task: object, _run: object, state: object) -> bool:
+    """Only outages are worth another try; everything else would fail again."""
+    from prefect.states import get_state_exception  # noqa: F401  (documented entry point for state errors)
+
+    data = getattr(state, "data", None)
+    return isinstance(data, OutageError) or "OutageError" in str(getattr(state, "message", ""))
+
+
+@task(
+    task_run_name="{label}",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_is_outage,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def place(job_json: str, label: str, placement: str) -> str:
+    """Run one step where `placement` says; returns its result as JSON (small: digests and metrics)."""
+    return PLACES[placement](step.Job.model_validate_json(job_json)).model_dump_json()
+
+
+def run_steps(jobs: list[step.Job], placement: str) -> list[step.StepResult]:
+    """Run jobs at the same time when each has a process of its own, else one after the other."""
+    if placement == "inline" or len(jobs) == 1:
+        return [run_step(job, placement) for job in jobs]
+    futures = [place.submit(canonical_json(job), _label(job), placement) for job in jobs]
+    return [step.StepResult.model_validate_json(future.result()) for future in futures]
+
+
+def run_step(job: step.Job, placement: str) -> step.StepResult:
+    return step.StepResult.model_validate_json(place(canonical_json(job), _label(job), placement))
+
+
+def _label(job: step.Job) -> str:
+    return f"{Path(job.out).name} · {job.step} · round {job.round}"

@@ -1,0 +1,126 @@
+"""The `opd` command. Results on stdout (`--json` everywhere), progress on stderr.
+
+Exit codes: 0 done · 1 failed · 2 set-up or input error · 3 outage · 4 gate refused for good · 130 Ctrl-C.
+Imports nothing heavy: `opd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from opd_evolver import __version__
+from opd_evolver.errors import OpdError
+
+EPILOG = "exit codes: 0 done, 1 failed, 2 set-up or input error, 3 outage, 4 gate refused for good, 130 Ctrl-C"
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, target: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+    parser.set_defaults(target=target)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="micro | laptop | qwen3-4b-1gpu (default: the project's params.yaml)")
+    parser.add_argument("--name", default="default", help="name of the run (default: default)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", dest="pairs", help="override a parameter"
+    )
+    parser.add_argument("--fork", action="store_true", help="open a new lineage when science parameters changed")
+    _place_options(parser)
+
+
+def _place_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--up", action="store_true", help="bring the local stack up for this run and down afterwards")
+    parser.add_argument("--local", action="store_true", help="without a Prefect server or worker of your own")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands; each names the function that serves it."""
+    parser = argparse.ArgumentParser(prog="opd", description="Make an LLM agent evolve.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"opd-evolver {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "run:run", "begin, resume or extend a co-evolution")
+    _run_options(run)
+    resume = _command(commands, "resume", "run:resume", "take an interrupted run to its end")
+    resume.add_argument("name", nargs="?", default="default")
+    _place_options(resume)
+    rounds = _command(commands, "rounds", "rounds:rounds", "compare the rounds of a run")
+    rounds.add_argument("name", nargs="?", default="default")
+
+    evaluate = _command(commands, "evaluate", "evaluate:evaluate", "measure a policy on families it has never seen")
+    evaluate.add_argument("policy", help="`seed`, or a folder in Hugging Face form")
+    evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
+    evaluate.add_argument("--tasks", type=int, default=100, help="tasks a domain (default 100)")
+    evaluate.add_argument("--domains", default="sql,apps")
+    check = _command(
+        commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
+    )
+    check.add_argument("name", nargs="?", help="environment (default: every one installed)")
+    check.add_argument("--all", action="store_true", help="every environment installed")
+    check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
+
+    memory = commands.add_parser("memory", help="look into the memory, or roll it back", epilog=EPILOG)
+    actions = memory.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _memory_commands(actions)
+
+    for name, text in (
+        ("up", "start the local stack on loopback"),
+        ("status", "what runs"),
+        ("down", "stop what `opd up` started"),
+    ):
+        _command(commands, name, f"stack:{name}", text)
+    return parser
+
+
+def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    log = _command(actions, "log", "memory:log", "rounds, their entries and operations")
+    show = _command(actions, "show", "memory:show", "one entry, whole")
+    show.add_argument("entry_id")
+    search = _command(actions, "search", "memory:search", "the entries nearest to a text")
+    search.add_argument("text")
+    search.add_argument("--limit", type=int, default=10)
+    search.add_argument("--scope")
+    rollback = _command(
+        actions, "rollback", "memory:rollback", "open a lineage from a finished round (nothing is rewritten)"
+    )
+    rollback.add_argument("round", type=int)
+    undo = _command(actions, "undo", "memory:undo", "return to the lineage before the last rollback")
+    for parser in (log, show, search, rollback, undo):
+        parser.add_argument("--name", default="default", help="name of the run (default: default)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors into one line and an exit code."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    module, _, name = given.target.partition(":")
+    try:
+        function: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(f"opd_evolver.commands.{module}"), name
+        )
+        return function(given)
+    except OpdError as error:
+        if given.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What the `opd` command does, one file a group of subcommands."""

@@ -1,0 +1,35 @@
+"""`opd evaluate` and `opd check-env`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from opd_evolver.errors import SetupError
+
+
+def evaluate(given: argparse.Namespace) -> int:
+    """Measure a policy's memory use, override, selection and writing on families it has never seen."""
+    from opd_evolver.benchmark.probes import evaluate_seed, probe_table
+
+    if given.tasks < 1:
+        raise SetupError(f"--tasks {given.tasks}", "at least 1", "for example --tasks 100")
+    domains = tuple(word for word in given.domains.split(",") if word)
+    tree = evaluate_seed(given.policy, domains=domains, split=given.split, n_tasks=given.tasks)
+    print(json.dumps(tree, ensure_ascii=False, indent=2) if given.json else probe_table(tree))
+    return 0
+
+
+def check_env(given: argparse.Namespace) -> int:
+    """Prove determinism, disjoint splits and limits; exit 1 when a promise is broken."""
+    from opd_evolver.environments.check import check_env as check
+    from opd_evolver.environments.registry import names
+
+    wanted = [given.name] if given.name else names()
+    reports = [check(name, given.tasks) for name in wanted]
+    if given.json:
+        print(json.dumps([report.model_dump(mode="json") for report in reports], ensure_ascii=False, indent=2))
+    else:
+        for report in reports:
+            print(report.text())
+    return 0 if all(report.passed for report in reports) else 1

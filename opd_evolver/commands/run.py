@@ -1,0 +1,85 @@
+"""`opd run` and `opd resume`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from opd_evolver.commands.display import Watch
+from opd_evolver.commands.rounds import print_rounds
+from opd_evolver.errors import SetupError
+from opd_evolver.lineage import Run, open_run
+from opd_evolver.params import parse_set
+from opd_evolver.steps import dispatch, prepare
+
+
+def run(given: argparse.Namespace) -> int:
+    """Begin, resume or extend a run; when all its rounds are finished, say so and do nothing."""
+    root = prepare.artifact_root()
+    overrides = parse_set(given.pairs)
+    finished = prepare.finished_run(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
+    if finished is not None:
+        return _nothing_to_do(finished, given)
+    prepared = prepare.open_for_work(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
+    return _carry_out(prepared, given)
+
+
+def resume(given: argparse.Namespace) -> int:
+    """Take an interrupted run to its end, with the parameters it was begun with."""
+    prepared = open_run(prepare.artifact_root(), given.name)
+    if prepared.is_complete():
+        return _nothing_to_do(prepared, given)
+    return _carry_out(prepared, given)
+
+
+def _nothing_to_do(finished: Run, given: argparse.Namespace) -> int:
+    print(f"run `{finished.lineage}`: all {finished.params.rounds} rounds are finished; nothing to do", file=sys.stderr)
+    print_rounds(finished, as_json=given.json)
+    return 0
+
+
+def _carry_out(prepared: Run, given: argparse.Namespace) -> int:
+    prepare.base(prepared)
+    with Watch(prepared) as watch:
+        try:
+            if dispatch.wait_for_writer(prepared, watch.tick) and prepared.is_complete():
+                return _nothing_to_do(prepared, given)
+            _dispatch(prepared, given, watch)
+        except KeyboardInterrupt:
+            print(
+                f"\ninterrupted; finished rounds are kept. Go on with: {dispatch.resume_command(prepared)}",
+                file=sys.stderr,
+            )
+            return 130
+    print_rounds(prepared, as_json=given.json)
+    return 0
+
+
+def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
+    if given.local:
+        dispatch.locally(prepared, watch.tick)
+        return
+    if given.up:
+        from opd_evolver import stack
+        from opd_evolver.settings import load_settings
+
+        stack.up(load_settings())
+        try:
+            dispatch.through_worker(prepared, watch.tick)
+        finally:
+            stack.down()
+        return
+    url = dispatch.api_url()
+    if url is None:
+        watch.say("no Prefect server is configured here: running without one (`opd up` starts one)")
+        dispatch.locally(prepared, watch.tick)
+        return
+    if (why := dispatch.deployment_ready(url)) is not None:
+        raise SetupError(why, "a server with the deployment and a worker", "opd up, or add --local")
+    watch.say(f"through the deployment {dispatch.DEPLOYMENT} at {url}")
+    dispatch.through_worker(prepared, watch.tick)
+
+
+def print_json(tree: object) -> None:
+    print(json.dumps(tree, ensure_ascii=False, indent=2))

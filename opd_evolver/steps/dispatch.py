@@ -1,0 +1,180 @@
+"""Hand a prepared run to whatever carries it out: a deployment with a worker, or a child process here.
+
+The command line speaks to Prefect by deployment name and never imports the flows.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.durable import write_text
+from opd_evolver.errors import OpdError, SetupError
+from opd_evolver.lineage import Run, read_json
+from opd_evolver.processes import alive
+from opd_evolver.records import canonical_json
+from opd_evolver.steps.progress import clear_error, error_path
+
+DEPLOYMENT = "coevolve/default"
+POLL_S = 0.5
+Tick = Callable[[], None]
+
+
+class Stopped(OpdError):
+    """The run ended before its last round; the exit code is that of the error that stopped it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def writer(run: Run) -> dict[str, Any] | None:
+    """Who holds the run now: {pid, started, flow_run_id, live}; None when nobody ever took it or it was released."""
+    path = run.paths.run / "writer.json"
+    if not path.exists():
+        return None
+    held = read_json(path)
+    return {**held, "live": alive(held["pid"], held["started"])}
+
+
+def wait_for_writer(run: Run, tick: Tick) -> bool:
+    """Wait for a live process that is already at work on this run; True when there was one."""
+    waited = False
+    while (held := writer(run)) is not None and held["live"]:
+        waited = True
+        tick()
+        time.sleep(POLL_S)
+    return waited
+
+
+def check(run: Run) -> None:
+    """After a run was carried out: complete, or the error that stopped it.
+
+    Raises:
+        Stopped: with the recorded message and exit code.
+    """
+    if run.is_complete():
+        return
+    path = error_path(run.root, run.lineage)
+    if path.exists():
+        tree = read_json(path)
+        raise Stopped(str(tree["message"]), int(tree["exit_code"]))
+    raise Stopped(f"run `{run.lineage}` was interrupted; mend: {resume_command(run)}", 1)
+
+
+def resume_command(run: Run) -> str:
+    return f"opd resume {run.identity.name}"
+
+
+def locally(run: Run, tick: Tick) -> None:
+    """`python -m flows.coevolve` in the project's folder, with an ephemeral Prefect server of its own.
+
+    Raises:
+        SetupError: this folder is no project.
+    """
+    if not Path("flows/coevolve.py").exists():
+        raise SetupError(f"no flows/ in {Path.cwd()}", "a project's folder", "cd to the project, or clone it")
+    clear_error(run)
+    home = Path(".opd/prefect-local").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": "",
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
+        "DO_NOT_TRACK": "true",
+    }
+    log = run.paths.run / "flow.log"
+    with log.open("ab") as sink:
+        command = [sys.executable, "-m", "flows.coevolve", "--name", run.identity.name, "--resume"]
+        child = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
+        try:
+            while child.poll() is None:
+                tick()
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait(30)
+            raise
+    tick()
+    if child.returncode != 0 and not error_path(run.root, run.lineage).exists() and not run.is_complete():
+        raise Stopped(f"the flow ended with exit {child.returncode}; see {log}; mend: {resume_command(run)}", 1)
+    check(run)
+
+
+def api_url() -> str | None:
+    """The Prefect API this folder or user is configured for, or None."""
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    return str(url) if url else None
+
+
+def deployment_ready(url: str) -> str | None:
+    """Why the deployment cannot be used now, or None when it can."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/deployments/name/{DEPLOYMENT}", timeout=5)
+    except httpx.HTTPError as error:
+        return f"no Prefect server answers at {url} ({type(error).__name__})"
+    if answer.status_code != 200:
+        return f"the Prefect server at {url} has no deployment {DEPLOYMENT}"
+    return None
+
+
+def through_worker(run: Run, tick: Tick) -> None:
+    """Run `coevolve/default` through its worker and watch it to the end.
+
+    Raises:
+        Stopped: the flow run ended otherwise than completed.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.deployments import run_deployment
+    from prefect.states import Cancelling
+
+    release_zombie(run)
+    clear_error(run)
+    parameters = {"name": run.identity.name, "resume": True}
+    started: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
+    write_text(run.paths.run / "flow_run.json", canonical_json({"flow_run_id": str(started.id)}) + "\n")
+    with get_client(sync_client=True) as client:
+        try:
+            while True:
+                state = client.read_flow_run(started.id).state
+                if state is not None and state.is_final():
+                    break
+                tick()
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            client.set_flow_run_state(started.id, Cancelling())
+            raise
+    tick()
+    if not state.is_completed() and not error_path(run.root, run.lineage).exists() and not run.is_complete():
+        raise Stopped(f"flow run {started.name} ended {state.name}: {state.message}; mend: {resume_command(run)}", 1)
+    check(run)
+
+
+def release_zombie(run: Run) -> None:
+    """A flow run whose process was killed stays `Running` and holds its slot: mark it crashed."""
+    held = writer(run)
+    if held is None or held["live"] or not held.get("flow_run_id"):
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Crashed
+
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(held["flow_run_id"]).state
+        except ObjectNotFound:
+            return
+        if state is not None and not state.is_final():
+            client.set_flow_run_state(held["flow_run_id"], Crashed(message="its process is gone"), force=True)

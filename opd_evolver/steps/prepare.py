@@ -1,0 +1,64 @@
+"""Before the first step: which run, with which parameters, from which policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opd_evolver import lineage, params
+from opd_evolver.durable import write_text
+from opd_evolver.lineage import Run
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
+
+
+def artifact_root() -> Path:
+    """Where runs/ and versions/ lie: OPD_ARTIFACT_ROOT, else the project's folder."""
+    from opd_evolver.settings import load_settings
+
+    return Path(load_settings().artifact_root).resolve()
+
+
+def resolve(preset: str | None, overrides: Mapping[str, Any], path: Path | None = None) -> params.Params:
+    return params.load(path=path, preset=preset, overrides=overrides)
+
+
+def open_for_work(
+    root: Path, name: str, *, preset: str | None, overrides: Mapping[str, Any], fork: bool = False
+) -> Run:
+    """Create, resume, extend or fork the run `name`."""
+    if (
+        preset is None
+        and not overrides
+        and not fork
+        and lineage.exists(root, name)
+        and not Path("params.yaml").exists()
+    ):
+        return lineage.open_run(root, name)
+    return lineage.open_or_create(root, name, resolve(preset, overrides), fork=fork)
+
+
+def finished_run(
+    root: Path, name: str, *, preset: str | None, overrides: Mapping[str, Any], fork: bool = False
+) -> Run | None:
+    """The run when there is nothing to do, else None. Needs no heavy import and writes nothing."""
+    if not lineage.exists(root, name):
+        return None
+    run = lineage.open_run(root, name)
+    wanted = resolve(preset, overrides)
+    if fork or lineage.differences(run.params, wanted) or wanted.rounds > run.params.rounds:
+        return None
+    return run if run.is_complete() else None
+
+
+def base(run: Run) -> None:
+    """Record the base policy's path and weights digest once (base.json), checking that it can be read."""
+    path = run.owner(0).run / "base.json"
+    if path.exists():
+        return
+    from opd_evolver.policy.checkpoint import resolve
+    from opd_evolver.policy.weights import weights_digest
+
+    folder = resolve(run.params.policy.path)
+    tree = {"schema_version": SCHEMA_VERSION, "policy": str(folder), "policy_digest": weights_digest(folder)}
+    write_text(path, canonical_json(tree) + "\n")
