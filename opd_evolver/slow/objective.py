@@ -1,0 +1,41 @@
+"""What is minimised at every reply token. One variant per file behind one protocol; the trainer does not know which."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from opd_evolver.errors import SetupError
+from opd_evolver.slow.objectives.forward_kl import forward_kl
+
+
+class Objective(Protocol):
+    """A divergence of the student's next-token distributions from the teacher's."""
+
+    def __call__(
+        self, student: Float[Tensor, "tokens vocabulary"], teacher: Float[Tensor, "tokens vocabulary"]
+    ) -> Float[Tensor, " tokens"]:
+        """Nats per token, differentiable in `student` only.
+
+        Args:
+            student: [N, V] float32 logits of pi(. | z, y_<n).
+            teacher: [N, V] float32 logits of pi(. | z, h, y_<n).
+        """
+        ...
+
+
+OBJECTIVES: dict[str, Objective] = {"forward_kl": forward_kl}
+
+
+def objective(name: str) -> Objective:
+    """The objective that `slow.objective` names.
+
+    Raises:
+        SetupError: unknown; set slow.objective to one of `OBJECTIVES`.
+    """
+    found = OBJECTIVES.get(name)
+    if found is None:
+        raise SetupError(f"slow.objective {name}", " | ".join(OBJECTIVES), "set slow.objective")
+    return found

@@ -1,0 +1,312 @@
+"""The four views: from the ledger to examples of what the student sees and what only the teacher sees.
+
+Student and teacher are rendered by the same code of `abilities/`, and the prompts of select and
+write must be the served ones, token for token. Hindsight never enters a student's prompt.
+Paper: slow loop, four views, one policy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opd_evolver.abilities import act, maintain, select, write
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.params import Params
+from opd_evolver.policy.protocol import EncodedPrompt
+from opd_evolver.records import (
+    Ability,
+    Attribution,
+    CallRecord,
+    Entry,
+    Example,
+    LedgerRow,
+    Message,
+    Prompt,
+    Record,
+    Segment,
+    TurnRecord,
+)
+
+MAX_HELPFUL = 20
+Encode = Callable[[Prompt], EncodedPrompt]
+Turns = tuple[tuple[str, TurnRecord], ...]
+
+
+class Outcome(Record):
+    """What was served in an example's state, and how its rollout ended: for the margin, never for training.
+
+    Attributes:
+        reply_token_ids: the served reply.
+        episode_return: r of its rollout, in [0, 1].
+    """
+
+    example_id: str
+    reply_token_ids: tuple[int, ...]
+    episode_return: float
+
+
+@dataclass
+class Views:
+    """Examples with their outcomes, in the order of rollout ids, and why states gave none.
+
+    Attributes:
+        cut: ids of act examples whose history was cut to fit, with or without memories.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    cut: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """All that is known after the round, and how prompts are rendered.
+
+    Attributes:
+        entries: every entry by id, retired ones included.
+        attributions: V by entry id.
+        encode: the policy's renderer.
+        params: science parameters (budgets, thresholds).
+        wins: successful rollouts by task id, shortest first.
+    """
+
+    entries: Mapping[str, Entry]
+    attributions: Mapping[str, Attribution]
+    encode: Encode
+    params: Params
+    wins: Mapping[str, tuple[LedgerRow, ...]]
+
+    def entry(self, entry_id: str, row: LedgerRow) -> Entry:
+        """An entry that a row names.
+
+        Raises:
+            CorruptionError: the snapshot does not hold it.
+        """
+        found = self.entries.get(entry_id)
+        if found is None:
+            raise CorruptionError(
+                f"rollout {row.rollout_id} names entry {entry_id}, which the snapshot does not hold",
+                "a snapshot of the same round as the ledger",
+                "opd memory rollback to a round that verifies",
+            )
+        return found
+
+    def value(self, entry_id: str) -> float | None:
+        """V(m), None without evidence."""
+        found = self.attributions.get(entry_id)
+        return None if found is None else found.value
+
+    @property
+    def budget(self) -> int:
+        return self.params.memory.entry_token_budget
+
+    @property
+    def threshold(self) -> float:
+        return self.params.attribution.threshold
+
+
+def winners(rows: Sequence[LedgerRow]) -> dict[str, tuple[LedgerRow, ...]]:
+    """tau+ candidates: successful rollouts by task, fewest turns first, ties by rollout id."""
+    found: dict[str, list[LedgerRow]] = {}
+    for row in rows:
+        if row.success and row.turns:
+            found.setdefault(row.task_id, []).append(row)
+    return {task: tuple(sorted(won, key=lambda r: (len(r.turns), r.rollout_id))) for task, won in found.items()}
+
+
+def build(
+    rows: Sequence[LedgerRow],
+    entries: Sequence[Entry],
+    attributions: Mapping[str, Attribution],
+    encode: Encode,
+    params: Params,
+) -> Views:
+    """The example sets of a round.
+
+    Args:
+        rows: the rollouts to learn from.
+        entries: the snapshot, retired entries included.
+        attributions: V from `memory.attribution.attribute`.
+        encode: renders prompts exactly as they were served.
+        params: resolved science parameters.
+
+    Raises:
+        CorruptionError: ledger and snapshot do not belong together.
+        SetupError: a re-rendered prompt differs from the served one (other renderer, budget or tokenizer).
+
+    Paper: slow loop, four views. Differs: tau+ comes from the same task only; states with neither S+
+        nor tau+, and selections and writings without evidence, give no example.
+    """
+    known = Hindsight({entry.entry_id: entry for entry in entries}, attributions, encode, params, winners(rows))
+    views = Views()
+    for row in sorted(rows, key=lambda row: row.rollout_id):
+        if any(not call.prompt_token_ids for call in row.calls):
+            views.skipped["text-only rollout"] += 1
+            continue
+        for made in (_select(row, known), _act(row, known, views.cut), _write(row, known), _maintain(row, known)):
+            for item in made:
+                if isinstance(item, str):
+                    views.skipped[item] += 1
+                else:
+                    example, outcome = item
+                    views.examples.append(example)
+                    views.outcomes.append(outcome)
+    return views
+
+
+Made = Iterator[tuple[Example, Outcome] | str]
+
+
+def _calls(row: LedgerRow, ability: Ability) -> list[CallRecord]:
+    return sorted((call for call in row.calls if call.ability == ability), key=lambda call: call.turn)
+
+
+def _example(
+    row: LedgerRow, call: CallRecord, student: tuple[int, ...], teacher: EncodedPrompt, max_new_tokens: int
+) -> tuple[Example, Outcome]:
+    example_id = f"{row.rollout_id}/{call.ability}/{call.turn}"
+    example = Example(
+        example_id=example_id,
+        ability=call.ability,
+        rollout_id=row.rollout_id,
+        group=row.group,
+        student_ids=student,
+        teacher_ids=teacher.token_ids,
+        hindsight_spans=teacher.hindsight_spans,
+        max_new_tokens=max_new_tokens,
+    )
+    outcome = Outcome(example_id=example_id, reply_token_ids=call.reply_token_ids, episode_return=row.episode_return)
+    return example, outcome
+
+
+def _as_served(row: LedgerRow, call: CallRecord, rendered: tuple[int, ...]) -> None:
+    if rendered != call.prompt_token_ids:
+        pairs = enumerate(zip(rendered, call.prompt_token_ids, strict=False))
+        at = next((place for place, (ours, theirs) in pairs if ours != theirs), "the end")
+        raise SetupError(
+            f"the {call.ability} prompt of rollout {row.rollout_id} renders to other tokens than were served"
+            f" (first difference at {at}; {len(rendered)} against {len(call.prompt_token_ids)} tokens)",
+            f"the renderer, budgets and tokenizer of the ledger ({row.renderer}, policy {row.policy_version})",
+            "run the fast loop again with these parameters: opd run --name NEW",
+        )
+
+
+def _select(row: LedgerRow, known: Hindsight) -> Made:
+    """z = x, C; h = V of every candidate with evidence, negatives kept."""
+    for call in _calls(row, "select"):
+        shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
+        student = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget)).token_ids
+        _as_served(row, call, student)
+        marks = select.hindsight(shown, known.attributions, known.threshold)
+        if marks is None:
+            yield "select: no candidate has evidence"
+            continue
+        teacher = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget, hindsight=marks))
+        yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
+
+
+def helpful(row: LedgerRow, known: Hindsight) -> list[Entry]:
+    """S+: selected entries with V > 0 (at least the threshold), at most 20, in the order of selection."""
+    good = [m for m in row.selected if (value := known.value(m) or 0.0) > 0 and value >= known.threshold]
+    return [known.entry(m, row) for m in good[:MAX_HELPFUL]]
+
+
+def won_turns(row: LedgerRow, known: Hindsight) -> Turns:
+    """tau+: the turns of a successful rollout of the same task, another one than `row` where there is one."""
+    won = known.wins.get(row.task_id, ())
+    chosen = next((other for other in won if other.rollout_id != row.rollout_id), won[0] if won else None)
+    if chosen is None:
+        return ()
+    replies = [call.reply_text for call in _calls(chosen, "act")]
+    return tuple(zip(replies, chosen.turns, strict=True))
+
+
+def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
+    """Internalisation: z = x and the visited history without memories; h = S+ and tau+."""
+    calls = _calls(row, "act")
+    if not calls:
+        return
+    hint = act.hindsight(helpful(row, known), won_turns(row, known), token_budget=known.budget)
+    if hint is None:
+        for _ in calls:
+            yield "act: neither a helpful entry nor a successful trajectory"
+        return
+    memories = [known.entry(m, row) for m in row.injected]
+    opening = row.turns[0].observation
+
+    def first(shown: Sequence[Entry], hindsight: Segment | None) -> Message:
+        return act.first_message(row.task_text, opening, shown, token_budget=known.budget, hindsight=hindsight)
+
+    history: list[Message] = []
+    for call, turn in zip(calls, row.turns, strict=True):
+        served = known.encode(act.prompt(first(memories, None), history))
+        _as_served(row, call, served.token_ids)
+        student = known.encode(act.prompt(first((), None), history))
+        teacher = known.encode(act.prompt(first((), hint), history))
+        example, outcome = _example(row, call, student.token_ids, teacher, known.params.fast.act_max_new_tokens)
+        if served.n_dropped or student.n_dropped:
+            cut.add(example.example_id)
+        yield example, outcome
+        history += [act.reply_message(call.reply_token_ids, call.reply_text), act.observation_message(turn.result)]
+
+
+def _write(row: LedgerRow, known: Hindsight) -> Made:
+    """z = x, tau, R, S; h = the future value of what this rollout wrote."""
+    replies = [call.reply_text for call in _calls(row, "act")]
+    memories = [known.entry(m, row) for m in row.injected]
+    written = [known.entry(m, row) for m in row.created]
+    for call in _calls(row, "write"):
+
+        def prompt(hindsight: Segment | None) -> EncodedPrompt:
+            return known.encode(
+                write.prompt(
+                    row.task_text,
+                    row.turns,
+                    replies,
+                    memories,
+                    episode_return=row.episode_return,
+                    success=row.success,
+                    token_budget=known.budget,
+                    hindsight=hindsight,
+                )
+            )
+
+        student = prompt(None).token_ids
+        _as_served(row, call, student)
+        marks = write.hindsight(written, known.attributions, known.threshold)
+        if marks is None:
+            yield "write: nothing written, or no evidence for it yet"
+            continue
+        yield _example(row, call, student, prompt(marks), known.params.fast.write_max_new_tokens)
+
+
+def _maintain(row: LedgerRow, known: Hindsight) -> Made:
+    """z = the served listing; h = V and redundancy of each shown entry. First call of an episode only."""
+    for call in _calls(row, "maintain")[:1]:
+        shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
+        marks = maintain.hindsight(shown, known.attributions, redundant(shown), known.threshold)
+        if marks is None:
+            yield "maintain: no shown entry has evidence"
+            continue
+        # Usage counts have moved on since, so the hint is put into the served prompt, not into a new one.
+        bare = known.encode(maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
+        start, end = bare.hindsight_spans[0]
+        cut = len(call.prompt_token_ids) - (len(bare.token_ids) - end)
+        ids = (*call.prompt_token_ids[:cut], *bare.token_ids[start:end], *call.prompt_token_ids[cut:])
+        teacher = EncodedPrompt(ids, ((cut, cut + end - start),))
+        yield _example(row, call, call.prompt_token_ids, teacher, known.params.fast.write_max_new_tokens)
+
+
+def redundant(shown: Sequence[Entry]) -> frozenset[str]:
+    """Entries that say what an earlier one says."""
+    seen: set[tuple[str, str, str]] = set()
+    twice: set[str] = set()
+    for entry in shown:
+        said = (entry.domain, entry.scope, entry.content.model_dump_json())
+        if said in seen:
+            twice.add(entry.entry_id)
+        seen.add(said)
+    return frozenset(twice)
