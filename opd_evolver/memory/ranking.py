@@ -27,7 +27,8 @@ K1, B = 1.2, 0.75
 
 def cosine(vectors: npt.NDArray[np.float32], query: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """[N, D] unit rows · [D] → [N] float64; each row's value is independent of the other rows."""
-    return np.einsum("ij,j->i", vectors, query, optimize=False).astype(np.float64)
+    dense: npt.NDArray[np.float64] = np.einsum("ij,j->i", vectors, query, optimize=False).astype(np.float64)
+    return dense
 
 
 def bm25(query: Sequence[str], documents: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:

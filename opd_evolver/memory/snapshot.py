@@ -1,0 +1,194 @@
+"""Snapshots: the memory of one round as a canonical folder, and the way back from it.
+
+`entries.jsonl` (by id), `ledger.jsonl` (every segment in order), `manifest.json` with the digests.
+Byte-identical whatever the order of insertion; database files are never part of it.
+Paper: the snapshot M_r of a round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from opd_evolver import durable
+from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.memory.embed import open_embedder
+from opd_evolver.memory.replay import digest_entries
+from opd_evolver.memory.segment import SegmentHead, split_lines
+from opd_evolver.memory.store import LEDGER_FOLDER, Memory
+from opd_evolver.params import MemoryParams
+from opd_evolver.records import LEVELS, SCHEMA_VERSION, Entry, Record, canonical_json, digest_of
+
+MANIFEST, ENTRIES, LEDGER = "manifest.json", "entries.jsonl", "ledger.jsonl"
+MEND = "fetch it again: `dvc checkout` of its pointer, or roll back to another round: `opd memory rollback`"
+
+
+class SnapshotInfo(Record):
+    """What a snapshot's manifest says. Digests leave out lineage, seconds and vectors."""
+
+    schema_version: int = SCHEMA_VERSION
+    lineage: str
+    round: int
+    embedder: str
+    dimension: int
+    n_entries: int
+    n_segments: int
+    n_by_level: dict[str, int]
+    digest_entries: str
+    digest_ledger: str
+    files: dict[str, str]
+
+
+def write_snapshot(memory: Memory, folder: Path, round: int, lineage: str) -> SnapshotInfo:
+    """Writes the memory as it stands; durable and whole when it returns. Equal bytes stay untouched.
+
+    Args:
+        memory: the live memory, between two commits.
+        folder: `versions/<lineage>/round-NNN/memory`.
+        round: the round that ends here.
+        lineage: whose round it is.
+
+    Raises:
+        SetupError: disk full or not writable; the old folder is untouched.
+    """
+    entries = memory.entries(live_only=False)
+    parts = {
+        ENTRIES: "".join(canonical_json(entry) + "\n" for entry in entries).encode("utf-8", "replace"),
+        LEDGER: memory.ledger.data(),
+    }
+    n_by_level = {str(level): 0 for level in LEVELS}
+    for entry in entries:
+        n_by_level[entry.level] += entry.status == "live"
+    info = SnapshotInfo(
+        lineage=lineage,
+        round=round,
+        embedder=memory.index.embedder.identity,
+        dimension=memory.index.embedder.dimension,
+        n_entries=len(entries),
+        n_segments=len(memory.ledger.segment_keys()),
+        n_by_level=n_by_level,
+        digest_entries=digest_entries(entries, memory.index.embedder),
+        digest_ledger=memory.ledger.digest(),
+        files={name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
+    )
+    parts[MANIFEST] = (json.dumps(info.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+    if _same(folder, parts):
+        return info
+    with durable.new_folder(folder) as building:
+        for name, data in parts.items():
+            (building / name).write_bytes(data)
+    return info
+
+
+def _same(folder: Path, parts: dict[str, bytes]) -> bool:
+    return all((folder / name).is_file() and (folder / name).read_bytes() == data for name, data in parts.items())
+
+
+def read_manifest(folder: Path) -> SnapshotInfo:
+    """What a snapshot says about itself.
+
+    Raises:
+        SetupError: there is none.
+        SchemaError: written by a newer version.
+        CorruptionError: unreadable.
+    """
+    path = folder / MANIFEST
+    try:
+        tree = json.loads(path.read_bytes())
+        version = int(tree["schema_version"])
+    except FileNotFoundError:
+        raise SetupError(
+            f"no snapshot at {folder}", f"a folder with {MANIFEST}", f"`dvc checkout {folder}.dvc`"
+        ) from None
+    except PermissionError:
+        raise SetupError(f"no permission to read {path}", "a readable file", f"chmod u+r {path}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"snapshot manifest {path} is unreadable ({error})", "JSON", MEND) from None
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"snapshot {folder} has schema {version}",
+            f"schema {SCHEMA_VERSION} or older",
+            "upgrade: pip install -U opd-evolver",
+        )
+    try:
+        return SnapshotInfo.model_validate(tree)
+    except ValidationError as error:
+        raise CorruptionError(f"snapshot manifest {path} is malformed: {error.errors()[0]['msg']}", "", MEND) from None
+
+
+def verify(folder: Path) -> SnapshotInfo:
+    """Checks every byte against the manifest, and the digests against what the files say.
+
+    Raises:
+        CorruptionError: something does not match; names the file and the mend.
+    """
+    info = read_manifest(folder)
+    for name, expected in info.files.items():
+        path = folder / name
+        seen = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
+        if seen != expected:
+            raise CorruptionError(f"{path} has digest {seen[:12]}", expected[:12], MEND)
+    lines = (folder / ENTRIES).read_bytes().decode().split("\n")[:-1]
+    heads = [head for _, head in _segments(folder)]
+    told = (digest_of([info.embedder, *lines]), digest_of(head.content_digest for head in heads))
+    if told != (info.digest_entries, info.digest_ledger):
+        raise CorruptionError(f"the manifest of {folder} does not tell of its files", "their digests", MEND)
+    return info
+
+
+def _segments(folder: Path) -> Iterator[tuple[bytes, SegmentHead]]:
+    """The segments inside ledger.jsonl: bytes and head."""
+    path = folder / LEDGER
+    lines: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        lines.append(line)
+        if line.startswith(b'{"content_digest"'):
+            data = b"".join(lines)
+            yield data, split_lines(data, path)[1]
+            lines = []
+    if lines:
+        raise CorruptionError(f"{path} ends inside a segment", "an end line", MEND)
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """A snapshot's entries, retired ones included, by id."""
+    with (folder / ENTRIES).open(encoding="utf-8") as file:
+        return [Entry.model_validate_json(line) for line in file]
+
+
+def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None) -> SnapshotInfo:
+    """Rebuilds a live memory (ledger and index) from a snapshot, verified before and after.
+
+    What was in `live_folder` is replaced, at once and only when the new one is whole.
+
+    Args:
+        folder: the snapshot.
+        live_folder: where `Memory.open` will find it.
+        params: must name the snapshot's embedder.
+
+    Raises:
+        CorruptionError: the snapshot does not match its digests; `live_folder` is untouched.
+        SetupError: another embedder, disk full, or another process writes to `live_folder`.
+    """
+    params = params or MemoryParams()
+    info = verify(folder)
+    identity = open_embedder(params.embedder).identity
+    if identity != info.embedder:
+        raise SetupError(
+            f"snapshot {folder} was made by embedder {info.embedder}", identity, "set memory.embedder back"
+        )
+    if (live_folder / LEDGER_FOLDER).exists():
+        Memory.open(live_folder, params).close()  # refuses while another committer lives
+    with durable.new_folder(live_folder) as building:
+        (building / LEDGER_FOLDER).mkdir()
+        for data, head in _segments(folder):
+            durable.write_bytes(building / LEDGER_FOLDER / head.key.name, data)
+        with Memory.open(building, params) as memory:
+            rebuilt = (memory.digest(), memory.ledger.digest())
+        if rebuilt != (info.digest_entries, info.digest_ledger):
+            raise CorruptionError(f"the ledger of {folder} does not rebuild its entries", "equal digests", MEND)
+    return info
