@@ -1,0 +1,1 @@
+"""The fast loop: waves of episodes, one committer, maintenance at barriers."""

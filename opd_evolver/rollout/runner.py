@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.policy.protocol import Policy
@@ -46,7 +47,7 @@ class EnvironmentPool:
             while free:
                 free.pop().close()
 
-    def __enter__(self) -> EnvironmentPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -1,0 +1,284 @@
+"""Maintenance: an episode over the repository with lookup, merge, delete and finish.
+
+A generator like any episode. What it decides is applied by the committer as one segment; merged
+and deleted entries are retired with lineage, never lost. Nonsense changes nothing but costs a step.
+Paper: fast loop step 5, every Q = 30 tasks. Differs: at the first barrier after Q tasks; undoable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from opd_evolver.abilities import act, maintain
+from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.errors import SetupError
+from opd_evolver.fast.committer import maintenance_due, maintenance_key
+from opd_evolver.fast.redundancy import first_shown
+from opd_evolver.fast.wave import Wave
+from opd_evolver.memory.segment import LedgerSegment
+from opd_evolver.memory.store import Memory, entry_of
+from opd_evolver.params import Params
+from opd_evolver.policy.protocol import Policy
+from opd_evolver.records import (
+    Candidate,
+    Entry,
+    GenerationRequest,
+    LedgerRow,
+    MemoryOperation,
+    Message,
+    Proposal,
+    Record,
+    Reply,
+    Sampling,
+    TurnRecord,
+    uuid5_of,
+)
+from opd_evolver.rollout.driver import Sleep, drive
+from opd_evolver.rollout.episode import Calls
+
+GROUP = "maintain"
+"""Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
+DONE, ERROR, NOTHING = "ok", "error", "found none"
+
+
+class Repository(Protocol):
+    """The memory as maintenance may read it."""
+
+    def entries(self) -> list[Entry]: ...
+
+    def retrieve(
+        self, query: str, *, domain: str, scope: str, limit: int, alpha: float, scope_filter: bool
+    ) -> Sequence[tuple[Entry, float]]: ...
+
+
+class MaintenanceSettings(Record):
+    """Budgets and sampling of a maintenance episode."""
+
+    seed: int
+    max_steps: int
+    shown: int
+    alpha: float
+    entry_token_budget: int
+    sampling: Sampling
+
+    @classmethod
+    def of(cls, params: Params) -> MaintenanceSettings:
+        """From the resolved science parameters."""
+        fast, memory = params.fast, params.memory
+        return cls(
+            seed=params.seed,
+            max_steps=fast.maintain_max_steps,
+            shown=memory.candidates,
+            alpha=memory.alpha,
+            entry_token_budget=memory.entry_token_budget,
+            sampling=Sampling(temperature=fast.temperature, top_p=fast.top_p, max_new_tokens=fast.write_max_new_tokens),
+        )
+
+
+@dataclass(frozen=True)
+class Maintenance:
+    """What a maintenance episode decided, not yet applied.
+
+    Attributes:
+        row: its ledger row; None when there was nothing to maintain.
+        operations: merges and deletions, in order.
+        created: entries that merges made.
+        seconds: telemetry.
+    """
+
+    row: LedgerRow | None = None
+    operations: tuple[MemoryOperation, ...] = ()
+    created: tuple[Entry, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass
+class _Desk:
+    """The entries shown so far, by handle, and what has been decided about them."""
+
+    repository: Repository
+    settings: MaintenanceSettings
+    name: str
+    round: int
+    shown: list[Entry]
+    domains: tuple[str, ...]
+    gone: set[str] = field(default_factory=set)
+    operations: list[MemoryOperation] = field(default_factory=list)
+    created: list[Entry] = field(default_factory=list)
+
+    def apply(self, command: maintain.Command) -> str:
+        """The answer to one command; what cannot be done is an error and changes nothing."""
+        if command.kind == "lookup":
+            return self._lookup(command.query)
+        chosen = [self.shown[place] for place in command.places]
+        if not chosen or any(entry.entry_id in self.gone for entry in chosen):
+            return ERROR
+        if command.kind == "delete":
+            self._retire("delete", [entry.entry_id for entry in chosen], ())
+            return DONE
+        return self._merge(command, chosen)
+
+    def _lookup(self, query: str) -> str:
+        settings = self.settings
+        found = [
+            hit
+            for domain in self.domains
+            for hit in self.repository.retrieve(
+                query, domain=domain, scope="", limit=settings.shown, alpha=settings.alpha, scope_filter=False
+            )
+        ]
+        known = {entry.entry_id for entry in self.shown} | self.gone
+        found.sort(key=lambda hit: (-hit[1], hit[0].entry_id))
+        return self._show([entry for entry, _ in found if entry.entry_id not in known][: settings.shown])
+
+    def _show(self, entries: list[Entry]) -> str:
+        if not entries:
+            return NOTHING
+        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=self.settings.entry_token_budget)
+        self.shown += entries
+        return f"found {listed}"
+
+    def _merge(self, command: maintain.Command, chosen: list[Entry]) -> str:
+        if command.content is None or len({(entry.domain, entry.scope) for entry in chosen}) > 1:
+            return ERROR
+        merged = entry_of(
+            Proposal(
+                domain=chosen[0].domain,
+                scope=chosen[0].scope,
+                content=command.content,
+                source_episodes=tuple(sorted({one for entry in chosen for one in entry.source_episodes})),
+            ),
+            self.round,
+        )
+        ids = [entry.entry_id for entry in chosen if entry.entry_id != merged.entry_id]
+        if merged.entry_id in self.gone:
+            return ERROR
+        merged = merged.model_copy(update={"parents": tuple(sorted(ids))})
+        self._retire("merge", ids, (merged.entry_id,))
+        self.created.append(merged)
+        if merged.entry_id in {entry.entry_id for entry in self.shown}:
+            return DONE
+        return self._show([merged])
+
+    def _retire(self, kind: str, ids: list[str], created: tuple[str, ...]) -> None:
+        retired = tuple(sorted(ids))
+        self.gone.update(retired)
+        self.operations.append(
+            MemoryOperation(
+                operation_id=uuid5_of("operation", self.name, str(len(self.operations)), kind, *retired, *created),
+                kind="merge" if kind == "merge" else "delete",
+                round=self.round,
+                retired=retired,
+                created=created,
+            )
+        )
+
+
+def maintenance(
+    wave: Wave, repository: Repository, settings: MaintenanceSettings
+) -> Generator[GenerationRequest, Reply, Maintenance]:
+    """One maintenance episode at the barrier of `wave`; yields requests and returns what was decided.
+
+    Args:
+        wave: names the episode.
+        repository: the memory after the wave's commit.
+        settings: budgets and sampling.
+    """
+    began = time.perf_counter()
+    live = repository.entries()
+    first_entries = first_shown(live, settings.shown)
+    if not first_entries or settings.max_steps == 0:
+        return Maintenance()
+    name = f"{wave.name}/maintain"
+    calls = Calls(name, wave.round, settings.seed)
+    domains = tuple(sorted({entry.domain for entry in live}))
+    desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains)
+    first = maintain.first_message(len(live), first_entries, token_budget=settings.entry_token_budget)
+    history: list[Message] = []
+    turns: list[TurnRecord] = []
+    observation = ""
+    for turn in range(settings.max_steps):
+        reply = yield from calls.ask("maintain", turn, maintain.prompt(first, history), settings.sampling)
+        command = maintain.parse(reply.text, len(desk.shown))
+        unreadable = command.kind == "unreadable"
+        result = DONE if command.kind == "finish" else (ERROR if unreadable else desk.apply(command))
+        turns.append(
+            TurnRecord(observation=observation, action=reply.text, result=result, reward=0.0, parsed=not unreadable)
+        )
+        if command.kind == "finish":
+            break
+        history += [act.reply_message(reply), maintain.result_message(result)]
+        observation = result
+    row = _row(wave, name, first_entries, turns, calls, desk)
+    return Maintenance(row, tuple(desk.operations), tuple(desk.created), time.perf_counter() - began)
+
+
+def _row(
+    wave: Wave, name: str, first_entries: Sequence[Entry], turns: list[TurnRecord], calls: Calls, desk: _Desk
+) -> LedgerRow:
+    """Its ledger row: the shown entries stand as candidates; none is selected, so none gets credit."""
+    return LedgerRow(
+        rollout_id=name,
+        round=wave.round,
+        wave=wave.index,
+        task_id=GROUP,
+        domain=GROUP,
+        scope=GROUP,
+        group=GROUP,
+        task_text="",
+        candidates=tuple(
+            Candidate(handle=number, entry_id=entry.entry_id, score=0.0)
+            for number, entry in enumerate(first_entries, start=1)
+        ),
+        selected=(),
+        injected=(),
+        created=tuple(dict.fromkeys(entry.entry_id for entry in desk.created)),
+        episode_return=0.0,
+        success=False,
+        turns=tuple(turns),
+        calls=tuple(calls.records),
+        n_prompt_tokens=sum(len(call.prompt_token_ids) for call in calls.records),
+        n_reply_tokens=sum(len(call.reply_token_ids) for call in calls.records),
+        policy_version=calls.policy_version or "",
+        renderer=RENDERER,
+    )
+
+
+def maintain_barrier(
+    memory: Memory,
+    wave: Wave,
+    policy: Policy | None,
+    settings: MaintenanceSettings,
+    *,
+    lineage: str = "",
+    outage_retries: int = 0,
+    sleep: Sleep = time.sleep,
+) -> Maintenance | None:
+    """Maintain the memory if it is due at this barrier; applied as one segment. None when it is not due.
+
+    An episode that decides nothing leaves its segment too, so that a restart knows it was done.
+
+    Raises:
+        SetupError: due, but no policy was given.
+        OutageError: the policy's endpoint or the store stayed down.
+    """
+    if not maintenance_due(memory, wave):
+        return None
+    if policy is None:
+        raise SetupError(f"maintenance is due after wave {wave.name}", "a policy", "pass the wave's policy")
+    [done] = drive(policy, [lambda: maintenance(wave, memory, settings)], 1, outage_retries=outage_retries, sleep=sleep)
+    key = maintenance_key(wave)
+    segment = LedgerSegment(
+        lineage=lineage,
+        round=key.round,
+        wave=key.wave,
+        part=key.part,
+        rows=() if done.row is None else (done.row,),
+        entries=done.created,
+        operations=done.operations,
+    )
+    memory.commit(segment, {} if done.row is None else {done.row.rollout_id: round(done.seconds, 4)})
+    return done

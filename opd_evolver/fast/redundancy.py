@@ -1,0 +1,68 @@
+"""Which entries maintenance sees first: the most redundant, then the least useful. No V, no gold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from opd_evolver.memory.levels import embed_text, head
+from opd_evolver.records import Entry
+
+NEIGHBOURS = 8
+Place = tuple[str, str, str]
+
+
+def usefulness(entry: Entry) -> float:
+    """Smoothed success rate of the rollouts it was injected into; 0.5 for an unused entry."""
+    return (entry.success_count + 1) / (entry.usage_count + 2)
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other) if one or other else 0.0
+
+
+def similarities(entries: Iterable[Entry]) -> dict[str, float]:
+    """Each entry's greatest word overlap (Jaccard) with a neighbour of its domain and scope.
+
+    Neighbours are the next few in the order of their text, so that the cost stays linear.
+    """
+    texts = sorted((entry.domain, entry.scope, embed_text(entry), entry.entry_id) for entry in entries)
+    words = [frozenset(text.split()) for _, _, text, _ in texts]
+    best = {entry_id: 0.0 for *_, entry_id in texts}
+    for at, (domain, scope, _, entry_id) in enumerate(texts):
+        for near in range(at + 1, min(len(texts), at + 1 + NEIGHBOURS)):
+            if texts[near][:2] != (domain, scope):
+                break
+            shared = _overlap(words[at], words[near])
+            best[entry_id] = max(best[entry_id], shared)
+            best[texts[near][3]] = max(best[texts[near][3]], shared)
+    return best
+
+
+def first_shown(entries: Sequence[Entry], limit: int) -> list[Entry]:
+    """At most `limit` live entries; those that say something about the same thing stand side by side.
+
+    Args:
+        entries: the repository's live entries.
+        limit: `memory.candidates`.
+    """
+    similar = similarities(entries)
+    groups: dict[Place, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.domain, entry.scope, head(entry)].append(entry)
+
+    def rank(place: Place) -> tuple[int, float, float, Place]:
+        members = groups[place]
+        return (
+            -len(members),
+            -max(similar[entry.entry_id] for entry in members),
+            min(usefulness(entry) for entry in members),
+            place,
+        )
+
+    ordered = [
+        entry
+        for place in sorted(groups, key=rank)
+        for entry in sorted(groups[place], key=lambda one: (one.created_round, one.entry_id))
+    ]
+    return ordered[:limit]
