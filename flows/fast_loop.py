@@ -17,6 +17,7 @@ def fast_loop(root: str, lineage_name: str, round_: int) -> dict[str, str]:
     run = lineage.Run(Path(root), lineage.read_identity(Path(root), lineage_name))
     placement = run.params.flows.placement
     waves = plan.n_waves(run)
+    run_step(plan.begin_job(run, round_), placement)
     for wave in range(waves):
         progress.report(run, round_, "fast loop", wave, waves)
         run_steps(plan.shard_jobs(run, round_, wave), placement)

@@ -25,6 +25,7 @@ from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json, digest_o
 
 # step name → "module:function"; imported when it runs, so that a job's check never waits for torch.
 STEPS: dict[str, str] = {
+    "begin": "opd_evolver.steps.fast:begin",
     "fast_shard": "opd_evolver.steps.fast:shard",
     "barrier": "opd_evolver.steps.fast:barrier",
     "snapshot": "opd_evolver.steps.fast:snapshot",

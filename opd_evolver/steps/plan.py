@@ -90,6 +90,11 @@ def _start(run: Run, round_: int) -> dict[str, Any]:
     return {"inputs": inputs, "input_digests": {"policy": champ.policy_digest, "memory": champ.memory_digest}}
 
 
+def begin_job(run: Run, round_: int) -> Job:
+    """Open the round's live memory before any shard reads it."""
+    return _job(run, "begin", round_, "begin", **_start(run, round_))
+
+
 def shard_jobs(run: Run, round_: int, wave: int) -> list[Job]:
     """The shards of a wave; how many changes nothing but the time they take."""
     n = run.params.flows.shards

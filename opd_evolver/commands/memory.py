@@ -1,0 +1,93 @@
+"""`opd memory …`: what is in the memory of a run, and the way back to an earlier round."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from opd_evolver import lineage
+from opd_evolver.errors import SetupError
+from opd_evolver.memory import views
+from opd_evolver.memory.snapshot import restore, verify
+from opd_evolver.memory.store import Memory
+from opd_evolver.steps import prepare
+
+
+@contextmanager
+def _memory(given: argparse.Namespace) -> Iterator[Memory]:
+    """The memory of the last finished round, opened from its snapshot's copy under live/."""
+    run = lineage.open_run(prepare.artifact_root(), given.name)
+    finished = run.finished_rounds()
+    if not finished:
+        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {given.name}")
+    round_ = finished[-1]
+    folder = run.owner(round_).version(round_) / "memory"
+    info = verify(folder)
+    view = run.paths.run / "live" / f"view-{info.digest_entries[:8]}{info.digest_ledger[:8]}"
+    if not view.exists():
+        restore(folder, view, run.params.memory)
+    with Memory.open(view, run.params.memory, read_only=True) as memory:
+        yield memory
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as aligned plain text."""
+    lines = [list(columns)] + [[str(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _print(tree: Any, text: str, given: argparse.Namespace) -> int:
+    print(json.dumps(tree, ensure_ascii=False, indent=2) if given.json else text)
+    return 0
+
+
+def log(given: argparse.Namespace) -> int:
+    """Commits of the memory, oldest first."""
+    with _memory(given) as memory:
+        tree = views.log(memory)
+    columns = ("round", "wave", "part", "rollouts", "successes", "written", "seen_again", "retired")
+    return _print(tree, _table(tree, columns), given)
+
+
+def show(given: argparse.Namespace) -> int:
+    """One entry and its uses."""
+    with _memory(given) as memory:
+        tree = views.show(memory, given.entry_id)
+    return _print(tree, json.dumps(tree, ensure_ascii=False, indent=2), given)
+
+
+def search(given: argparse.Namespace) -> int:
+    """Live entries nearest to a text."""
+    with _memory(given) as memory:
+        tree = views.search(memory, given.text, limit=given.limit, scope=given.scope)
+    columns = ("id", "level", "domain", "scope", "created_round", "used", "won", "text")
+    return _print(tree, _table(tree, columns) if tree else "nothing found", given)
+
+
+def rollback(given: argparse.Namespace) -> int:
+    """Open a lineage whose memory and policy are those of a finished round; verified first."""
+    root = prepare.artifact_root()
+    run = lineage.open_run(root, given.name)
+    if given.round > 0 and run.summary(given.round) is not None:
+        folder = run.owner(given.round).version(given.round)
+        if not (folder / "memory").exists():
+            from opd_evolver import versioning
+
+            versioning.checkout(folder / "memory.dvc")
+        verify(folder / "memory")
+    branched = lineage.branch(root, given.name, given.round)
+    tree = {"lineage": branched.lineage, "from": {"lineage": run.lineage, "round": given.round}}
+    text = f"lineage `{branched.lineage}` opened from round {given.round} of `{run.lineage}`; go on with: opd resume {given.name}"
+    return _print(tree, text, given)
+
+
+def undo(given: argparse.Namespace) -> int:
+    """Return to the lineage before the last rollback or fork; nothing is deleted."""
+    run = lineage.undo(prepare.artifact_root(), given.name)
+    return _print({"lineage": run.lineage}, f"current lineage: `{run.lineage}`", given)

@@ -1,0 +1,109 @@
+"""Steps of the fast loop: open the round's memory, play shards of waves, commit and maintain, snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from opd_evolver.environments import registry
+from opd_evolver.fast.committer import commit_wave, is_committed, memory_state
+from opd_evolver.fast.maintenance import MaintenanceSettings, maintain_barrier
+from opd_evolver.fast.microbatch import read_wave, run_microbatches
+from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
+from opd_evolver.lineage import RunPaths
+from opd_evolver.memory.snapshot import restore, write_snapshot
+from opd_evolver.memory.store import Memory
+from opd_evolver.rollout.runner import EnvironmentPool, Runner
+from opd_evolver.rollout.settings import EpisodeSettings
+from opd_evolver.step import Job, StepResult, result
+from opd_evolver.steps import resources
+from opd_evolver.steps.progress import report_job
+
+
+def begin(job: Job, out: Path) -> StepResult:
+    """The round's live memory: the champion's snapshot, or empty. What a killed round committed is kept."""
+    live = job.path("live")
+    if not live.exists() and "start" in job.inputs:
+        restore(job.path("start"), live, job.typed_params().memory)
+    with resources.live_memory(job, read_only=False) as memory:
+        return result(job, metrics={"n_entries": len(memory.entries())})
+
+
+def _wave(job: Job) -> Wave:
+    params = job.typed_params()
+    n = params.fast.tasks_per_domain
+    tasks = resources.tasks_of(params, "deploy-train", n, skip=(job.round - 1) * n)
+    return plan_epoch(params, job.round, tasks)[int(job.options["wave"])]
+
+
+@contextmanager
+def _runner(job: Job, memory: Memory) -> Iterator[Runner]:
+    params = job.typed_params()
+    with EnvironmentPool(registry.load) as pool:
+        yield Runner(
+            resources.policy(job), pool, memory, EpisodeSettings.of(params), outage_retries=params.fast.outage_retries
+        )
+
+
+def _microbatches(job: Job) -> Path:
+    wave = int(job.options["wave"])
+    return RunPaths(Path(job.root), job.lineage).step(job.round, f"wave-{wave:02d}") / "microbatches"
+
+
+def shard(job: Job, out: Path) -> StepResult:
+    """The micro-batches of one shard, each a durable file; valid ones are not played again."""
+    wave = _wave(job)
+    with resources.live_memory(job, read_only=True) as memory:
+        if is_committed(memory, wave):
+            return result(job)
+        with _runner(job, memory) as runner:
+            indices = shard_indices(wave, int(job.options["shard"]), int(job.options["n_shards"]))
+            run_microbatches(
+                wave,
+                indices,
+                runner,
+                memory_state=memory_state(memory, wave),
+                folder=_microbatches(job),
+                done=lambda done, total: report_job(job, f"wave {wave.index + 1}", done, total),
+            )
+    return result(job)
+
+
+def barrier(job: Job, out: Path) -> StepResult:
+    """Commit the wave in task order; maintain when it is due."""
+    wave = _wave(job)
+    with resources.live_memory(job, read_only=False) as memory, _runner(job, memory) as runner:
+        metrics: dict[str, object] = {}
+        if not is_committed(memory, wave):
+            state = memory_state(memory, wave)
+            results = read_wave(wave, [_microbatches(job)], runner, memory_state=state)
+            report = commit_wave(memory, wave, results, lineage=job.lineage)
+            metrics = {
+                "n_rollouts": report.n_rollouts,
+                "mean_return": report.mean_return,
+                "n_new": report.n_new,
+                "rejected": dict(report.rejected),
+                "episode_seconds": report.seconds,
+            }
+        settings = MaintenanceSettings.of(job.typed_params())
+        maintain_barrier(memory, wave, runner.policy, settings, lineage=job.lineage)
+    return result(job, metrics=metrics)
+
+
+def snapshot(job: Job, out: Path) -> StepResult:
+    """The round's memory as an immutable, canonical folder."""
+    with resources.live_memory(job, read_only=True) as memory:
+        info = write_snapshot(memory, job.path("snapshot"), job.round, job.lineage)
+        rows = memory.ledger.rows(job.round)
+    return result(
+        job,
+        digests={"entries": info.digest_entries, "ledger": info.digest_ledger},
+        metrics={
+            "memories": dict(info.n_by_level),
+            "n_rollouts": len(rows),
+            "tokens": sum(row.n_prompt_tokens + row.n_reply_tokens for row in rows),
+            "train_success": sum(row.success for row in rows) / max(1, len(rows)),
+            "select_fallbacks": sum(row.select_fallback for row in rows) / max(1, len(rows)),
+        },
+    )
