@@ -62,6 +62,32 @@ class CheckReport(Record):
     longest_observation_words: int
     ms_per_step: float
 
+    def text(self) -> str:
+        """The report for people, a line a finding."""
+
+        def shown(value: float | None) -> str:
+            return "not measured" if value is None else f"{value:.2f}"
+
+        lines = [f"{self.name}: {'passed' if self.passed else 'FAILED'}"]
+        lines += [f"  problem      {problem}" for problem in self.problems]
+        lines += [f"  below floor  {finding}" for finding in self.below_floor]
+        for split, counts in self.splits.items():
+            unseen = "" if split == "deploy-train" else f", {counts.new_texts:.0%} of texts not in deploy-train"
+            lines.append(f"  {split:<12} {counts.tasks} tasks, {counts.families} families{unseen}")
+        facts = (
+            f"  facts        {self.facts or 'not measured'} in all, {self.facts_per_family or '?'} a family, "
+            f"{self.values_per_fact or '?'} values a fact, two facts in {shown(self.two_fact_share)} of tasks"
+        )
+        success = (
+            f"  success      expert {shown(self.expert)} · exploring {shown(self.exploration)} "
+            f"(return {shown(self.exploration_return)}) · chance {shown(self.chance)}"
+        )
+        limits = (
+            f"  limits       episodes ≤ {self.longest_episode} steps, texts ≤ {self.longest_text_words} words, "
+            f"observations ≤ {self.longest_observation_words} words, {self.ms_per_step:.2f} ms a step"
+        )
+        return "\n".join([*lines, facts, success, limits])
+
 
 def check_env(name: str, n_tasks: int = 120) -> CheckReport:
     """Check the environment `name`.
@@ -177,30 +203,3 @@ def _below_floor(tests: Sequence[Task], facts: _Facts | None, expert: float | No
         for what, value, least in measured
         if value is None or value < least
     ]
-
-
-def describe(report: CheckReport) -> str:
-    """The report for people, a line a finding."""
-
-    def shown(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.2f}"
-
-    lines = [f"{report.name}: {'passed' if report.passed else 'FAILED'}"]
-    lines += [f"  problem      {problem}" for problem in report.problems]
-    lines += [f"  below floor  {finding}" for finding in report.below_floor]
-    for split, counts in report.splits.items():
-        unseen = "" if split == "deploy-train" else f", {counts.new_texts:.0%} of texts not in deploy-train"
-        lines.append(f"  {split:<12} {counts.tasks} tasks, {counts.families} families{unseen}")
-    facts = (
-        f"  facts        {report.facts or 'not measured'} in all, {report.facts_per_family or '?'} a family, "
-        f"{report.values_per_fact or '?'} values a fact, two facts in {shown(report.two_fact_share)} of tasks"
-    )
-    success = (
-        f"  success      expert {shown(report.expert)} · exploring {shown(report.exploration)} "
-        f"(return {shown(report.exploration_return)}) · chance {shown(report.chance)}"
-    )
-    limits = (
-        f"  limits       episodes ≤ {report.longest_episode} steps, texts ≤ {report.longest_text_words} words, "
-        f"observations ≤ {report.longest_observation_words} words, {report.ms_per_step:.2f} ms a step"
-    )
-    return "\n".join([*lines, facts, success, limits])

@@ -99,6 +99,7 @@ class Retrying:
     """
 
     def __init__(self, environment: Environment, retries: int, pause: Callable[[float], None] = time.sleep) -> None:
+        self.domain = environment.domain
         self._environment = environment
         self._retries = retries
         self._pause = pause
@@ -110,10 +111,6 @@ class Retrying:
         if name.startswith("__") or "_environment" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._environment, name)
-
-    @property
-    def domain(self) -> str:
-        return self._environment.domain
 
     def tasks(self, split: Split, n: int, seed: int = 0) -> Sequence[Task]:
         """The environment's tasks; an outage (a remote task list) is retried too."""

@@ -11,10 +11,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 MAX_QUERY_CHARS = 4_000
-MAX_VALUE_BYTES = 100_000
+# One call of a text function counts as one operation, however long its text: short texts keep it cheap.
+MAX_VALUE_BYTES = 2_000
+MAX_PATTERN_BYTES = 100
 MAX_ROWS = 200
 OPERATIONS_PER_CHECK = 10_000
-MAX_CHECKS = 200
+MAX_CHECKS = 100
 # fmt: off
 FUNCTIONS = frozenset({
     "count", "sum", "max", "min", "avg", "total", "group_concat", "abs", "round", "sign", "length", "lower", "upper",
@@ -48,6 +50,7 @@ class Sandbox:
         self._checks = 0
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         self._db.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_QUERY_CHARS)
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)
         self._db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._db.set_authorizer(_authorise)
         self._db.set_progress_handler(self._interrupt, OPERATIONS_PER_CHECK)

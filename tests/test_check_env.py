@@ -1,0 +1,147 @@
+"""`check_env` passes what keeps the protocol, finds each breach, and takes a package from outside."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from opd_evolver.environments import registry
+from opd_evolver.environments.check import CheckReport, check_env
+from opd_evolver.environments.sql import Sql
+from opd_evolver.records import Split, Step, Task
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "outside_environment"
+
+
+@pytest.mark.parametrize("name", ["sql", "apps"])
+def test_built_in_domains_pass_and_keep_the_floor(name: str) -> None:
+    report = check_env(name)
+    assert report.passed
+    assert report.problems == ()
+    assert report.below_floor == ()
+    assert report.splits["deploy-test"].families == 12
+    assert report.splits["deploy-test"].tasks >= 100
+    assert report.splits["deploy-test"].new_texts >= 0.9
+    assert report.expert == 1.0
+    assert (report.facts, report.facts_per_family, report.values_per_fact) == (72, 6, 10)
+    assert report.two_fact_share == pytest.approx(0.4)
+    assert report.chance is not None
+    assert report.chance < 0.25
+    assert report.exploration is not None
+    assert report.exploration < 0.25
+    assert report.longest_episode <= 4
+    assert CheckReport.model_validate_json(report.model_dump_json()) == report
+    for part in ("passed", "deploy-test", "chance", "expert 1.00", "ms a step"):
+        assert part in report.text()
+
+
+def test_the_report_is_the_same_each_time() -> None:
+    ours = [check_env("apps", 30).model_copy(update={"ms_per_step": 0.0}) for _ in range(2)]
+    assert ours[0] == ours[1]
+
+
+class Shared(Sql):
+    """Deployed families come again as novel ones."""
+
+    domain = "broken"
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        found = super().tasks("deploy-test" if split == "novel-test" else split, n, seed)
+        return tuple(task.model_copy(update={"domain": "broken", "split": split}) for task in found)
+
+
+class Renamed(Sql):
+    domain = "broken"
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        return tuple(task.model_copy(update={"domain": "broken"}) for task in super().tasks(split, n, seed))
+
+
+class Telling(Renamed):
+    """Shows its gold and the family."""
+
+    def step(self, action: str) -> Step:
+        step = super().step(action)
+        assert self._task is not None
+        return step.model_copy(update={"observation": f"{step.observation} {self._task.gold}"})
+
+
+class Restless(Renamed):
+    count = 0
+
+    def reset(self, task: Task) -> str:
+        Restless.count += 1
+        super().reset(task)
+        return str(Restless.count)
+
+
+class Unsuccessful(Renamed):
+    def step(self, action: str) -> Step:
+        return super().step(action).model_copy(update={"info": {"progress": 0.0}, "reward": 3.0})
+
+
+class NoPrefix(Renamed):
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        return tuple(reversed(super().tasks(split, n, seed)))
+
+
+class ValueInText(Renamed):
+    def tasks(self, split: Split, n: int, seed: int = 0) -> Sequence[Task]:  # type: ignore[override]
+        return [
+            task.model_copy(update={"text": f"{task.text} {self.needed(task)[0].value}"})
+            for task in super().tasks(split, n, seed)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("world", "problem"),
+    [
+        (Shared, "is in deploy-train and in novel-test"),
+        (Shared, "is listed twice"),
+        (Telling, "shows gold or family"),
+        (Restless, "not deterministic"),
+        (Unsuccessful, r'info\["success"\] is missing'),
+        (Unsuccessful, r"outside \[0, 1\]"),
+        (NoPrefix, "are no prefix"),
+        (ValueInText, "tells a hidden value"),
+    ],
+)
+def test_each_breach_is_found(monkeypatch: pytest.MonkeyPatch, world: type[Sql], problem: str) -> None:
+    monkeypatch.setitem(registry.BUILT_IN, "broken", f"{__name__}:{world.__name__}")
+    report = check_env("broken", 24)
+    assert not report.passed
+    assert any(re.search(problem, found) for found in report.problems), report.problems
+    assert "FAILED" in report.text()
+
+
+def test_an_outside_package_adds_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an installer would leave behind: the module on the path and a dist-info with the entry point."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    assert len((EXAMPLE / "keydoor.py").read_text().splitlines()) < 50
+    info = tmp_path / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [f"[{registry.GROUP}]"]
+    lines += [f"{name} = {where}" for name, where in project["entry-points"][registry.GROUP].items()]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    assert "keydoor" in registry.names()
+    report = check_env("keydoor", 120)
+    assert report.problems == ()
+    assert report.expert == 1.0
+    assert report.facts == 48
+    assert report.chance is None
+    # A one-door world is honest but too easy, and the report says so.
+    assert any("two-fact" in finding for finding in report.below_floor)
+
+
+def test_the_documented_example_is_the_shipped_one() -> None:
+    text = (ROOT / "docs" / "environments.md").read_text()
+    assert (EXAMPLE / "keydoor.py").read_text() in text
+    assert '[project.entry-points."opd_evolver.environments"]\nkeydoor = "keydoor:KeyDoor"' in text

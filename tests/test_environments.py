@@ -1,0 +1,155 @@
+"""Procedural domains: names, worlds, splits, tasks, seed data."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_evolver.abilities import dialect
+from opd_evolver.environments import conventions as cv
+from opd_evolver.environments.apps import Apps
+from opd_evolver.environments.sql import Sql
+from opd_evolver.environments.tasks import subs_of
+from opd_evolver.records import SPLITS, Task
+
+DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
+both = pytest.mark.parametrize("make", DOMAINS)
+
+
+# ── names and worlds ──
+
+
+def test_names_are_unambiguous_and_no_word_of_the_dialect() -> None:
+    words = {*dialect.WORDS}
+    for make in DOMAINS:
+        words |= {word for word in make().words() if word not in {*cv.FIRST, *cv.SECOND}}
+    assert not words & {*cv.FIRST, *cv.SECOND}
+    assert not set(cv.FIRST) & set(cv.SECOND)
+    names = [a + b for a in cv.FIRST for b in cv.SECOND]
+    assert not words & {*names}
+    assert len(set(names)) == len(names)
+    assert all("".join(cv.syllables(name)) == name for name in names)
+
+
+def test_domains_share_no_word_that_carries_a_fact() -> None:
+    sql, apps = cv_words(Sql()), cv_words(Apps())
+    assert not sql & apps
+    assert not (sql | apps) & set(dialect.WORDS)
+
+
+def cv_words(environment: Sql | Apps) -> set[str]:
+    return {*environment.spec.keys, *(value for value in environment.spec.values if not value.isdigit())}
+
+
+def test_every_name_belongs_to_one_group_and_seed_holds_six_of_eight() -> None:
+    groups = {group: set(cv.names(group)) for group in cv.GROUPS}
+    for left, right in itertools.combinations(groups.values(), 2):
+        assert not left & right
+    total = sum(len(names) for names in groups.values())
+    assert total == len(cv.FIRST) * len(cv.SECOND)
+    assert len(groups["seed"]) / total > 0.7
+
+
+@both
+def test_worlds_are_a_prefix_and_depend_on_the_world_seed(make: type[Sql | Apps]) -> None:
+    spec = make.spec
+    assert cv.worlds(spec, "novel-test", 5) == cv.worlds(spec, "novel-test", 9)[:5]
+    assert cv.worlds(spec, "deploy-train", 12) == cv.worlds(spec, "deploy-test", 12)
+    assert cv.worlds(spec, "novel-test", 5, 0) != cv.worlds(spec, "novel-test", 5, 1)
+    for world in cv.worlds(spec, "deploy-val", 12):
+        assert len(world.facts) == cv.N_FACTS
+        assert world.scope not in world.family
+
+
+def test_deployed_names_of_the_domains_differ() -> None:
+    for split in ("deploy-test", "novel-val", "novel-test"):
+        assert not {t.scope for t in Sql().tasks(split, 50)} & {t.scope for t in Apps().tasks(split, 50)}
+
+
+# ── tasks ──
+
+
+@both
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), world_seed=st.integers(0, 50), n=st.integers(0, 150), more=st.integers(0, 40))
+def test_splits_are_disjoint_prefixes(make: type[Sql | Apps], seed: int, world_seed: int, n: int, more: int) -> None:
+    environment = make(world_seed)
+    listed = {split: environment.tasks(split, n + more, seed) for split in SPLITS}
+    for split, tasks in listed.items():
+        assert environment.tasks(split, n, seed) == tasks[:n]
+        assert len({task.task_id for task in tasks}) == len(tasks)
+    for left, right in itertools.combinations(SPLITS, 2):
+        assert not {t.task_id for t in listed[left]} & {t.task_id for t in listed[right]}
+        if left.startswith("deploy") and right.startswith("deploy"):
+            assert not {t.text for t in listed[left]} & {t.text for t in listed[right]}
+        else:
+            assert not {t.scope for t in listed[left]} & {t.scope for t in listed[right]}
+            assert not {t.family for t in listed[left]} & {t.family for t in listed[right]}
+
+
+@both
+def test_tasks_cover_families_and_facts_evenly(make: type[Sql | Apps]) -> None:
+    tasks = make().tasks("deploy-test", 120)
+    families = [task.family for task in tasks]
+    assert families == families[:12] * 10
+    assert sum(len(subs_of(task)) == 2 for task in tasks) / len(tasks) == pytest.approx(0.4)
+    asked: dict[tuple[str, str], int] = {}
+    for task in tasks:
+        keys = [sub.key for sub in subs_of(task)]
+        assert len(set(keys)) == len(keys)
+        for key in keys:
+            asked[task.scope, key] = asked.get((task.scope, key), 0) + 1
+    assert len(asked) == 72
+    assert max(asked.values()) - min(asked.values()) <= 1
+
+
+@both
+def test_every_split_has_its_tasks_and_another_seed_draws_others(make: type[Sql | Apps]) -> None:
+    for split in SPLITS:
+        assert len(make().tasks(split, 200)) == 200
+    assert make().tasks("deploy-train", 60, 0) != make().tasks("deploy-train", 60, 1)
+
+
+# ── seed data ──
+
+
+@both
+def test_demo_tasks_are_real_tasks(make: type[Sql | Apps]) -> None:
+    environment = make()
+    rng = cv.generator("demo", environment.domain)
+    sizes = []
+    for _ in range(200):
+        world = cv.random_world(environment.spec, rng)
+        assert cv.group_of(*cv.syllables(world.scope)) == "seed"
+        demo = environment.demo(world, rng)
+        sizes.append(len(demo.subs))
+        task = Task(
+            task_id="demo",
+            domain=environment.domain,
+            scope=world.scope,
+            family="",
+            split="seed",
+            text=demo.text,
+            gold={"subs": [[s.key, s.arg] for s in demo.subs], "facts": world.facts, "world_seed": 0},
+        )
+        environment.reset(task)
+        for sub in demo.subs:
+            step = environment.step(environment.action(sub, world.facts[sub.key]))
+            assert step.observation.partition(" next ")[2] == sub.next_text
+        assert step.info["success"]
+        assert demo.text.startswith(f"{world.scope} ")
+    assert np.mean(np.array(sizes) == 2) == pytest.approx(0.4, abs=0.1)
+
+
+def test_random_worlds_take_given_names_and_are_counter_based() -> None:
+    def drawn() -> list[cv.World]:
+        rng = cv.generator("same")
+        return [cv.random_world(Sql.spec, rng, ("zora", "malo")) for _ in range(20)]
+
+    assert drawn() == drawn()
+    assert {world.scope for world in drawn()} == {"zora", "malo"}
+    assert len({tuple(world.facts.items()) for world in drawn()}) == 20

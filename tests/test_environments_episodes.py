@@ -1,0 +1,169 @@
+"""Episodes of sql and apps: scoring, wording, determinism, secrecy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_evolver.environments import conventions as cv
+from opd_evolver.environments.apps import Apps
+from opd_evolver.environments.attempts import Attempts
+from opd_evolver.environments.playing import Choose, bad_actions, play, random_values
+from opd_evolver.environments.protocol import Conventions, Environment, Oracle
+from opd_evolver.environments.sql import Sql
+from opd_evolver.environments.tasks import subs_of
+from opd_evolver.records import Split, Task
+
+DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
+both = pytest.mark.parametrize("make", DOMAINS)
+
+
+def task_with(environment: Sql | Apps, n_subs: int, split: Split = "deploy-test") -> Task:
+    return next(task for task in environment.tasks(split, 60) if len(task.gold["subs"]) == n_subs)
+
+
+def expert(environment: Sql | Apps, task: Task) -> Choose:
+    return lambda _: environment.oracle(task)
+
+
+def wrong_value(environment: Sql | Apps, task: Task, place: int) -> str:
+    sub = subs_of(task)[place]
+    return next(value for value in environment.values(sub.key) if value != task.gold["facts"][sub.key])
+
+
+# ── episodes ──
+
+
+@both
+def test_implements_the_protocols_and_the_expert_succeeds(make: type[Sql | Apps]) -> None:
+    environment = make()
+    assert isinstance(environment, Environment)
+    assert isinstance(environment, Oracle)
+    assert isinstance(environment, Conventions)
+    assert isinstance(environment, cv.Procedural)
+    for task in environment.tasks("novel-test", 100):
+        played = play(environment, task, expert(environment, task))
+        assert played.success
+        assert played.episode_return == pytest.approx(1.0)
+        assert len(played.steps) == len(environment.needed(task))
+
+
+@both
+def test_return_is_the_mean_over_sub_questions_of_the_last_attempt(make: type[Sql | Apps]) -> None:
+    environment = make()
+    task = task_with(environment, 2)
+    first, second = subs_of(task)
+    facts = task.gold["facts"]
+    right = [environment.action(sub, facts[sub.key]) for sub in (first, second)]
+    wrong = [environment.action(sub, wrong_value(environment, task, i)) for i, sub in enumerate((first, second))]
+
+    def outcome(*actions: str) -> tuple[float, bool, bool]:
+        environment.reset(task)
+        steps = [environment.step(action) for action in actions]
+        assert all(not step.terminated for step in steps[:-1])
+        return sum(step.reward for step in steps), steps[-1].info["success"], steps[-1].terminated
+
+    assert outcome(right[0], right[1]) == (1.0, True, True)
+    assert outcome(wrong[0], right[0], wrong[1], right[1]) == (1.0, True, True)
+    assert outcome(right[0], wrong[1], wrong[1]) == (0.5, False, True)
+    assert outcome(wrong[0], wrong[0]) == (0.0, False, True)
+    assert outcome(right[0]) == (0.5, False, False)
+
+
+@both
+def test_observations_are_worded_as_the_seed_data_words_them(make: type[Sql | Apps]) -> None:
+    environment = make()
+    rng = cv.generator("wording")
+    task = task_with(environment, 2)
+    next_text = f"{task.scope} {environment.spec.phrase(subs_of(task)[1])}"
+    sub = cv.DemoSub(*subs_of(task)[0], text="", next_text=next_text)
+
+    def shape(text: str) -> list[str]:
+        return ["N" if word.isdigit() and place == 1 else word for place, word in enumerate(text.split())]
+
+    environment.reset(task)
+    good = environment.step(environment.oracle(task)).observation
+    assert shape(good) == shape(environment.observation(sub, True, False, rng))
+    assert good.endswith(f" next {next_text}")
+    environment.reset(task)
+    bad = environment.step(environment.action(sub, wrong_value(environment, task, 0))).observation
+    assert shape(bad) == shape(environment.observation(sub, False, False, rng))
+    last = environment.observation(sub, True, True, rng)
+    assert last.split()[0] == "ok"
+    assert "next" not in last
+
+
+@both
+def test_all_prompt_words_are_announced(make: type[Sql | Apps]) -> None:
+    environment = make()
+    words = set(environment.words())
+    seen: set[str] = set()
+    for task in environment.tasks("deploy-train", 60):
+        played = play(environment, task, random_values(environment, task, repeat=False))
+        sub = subs_of(task)[0]
+        action = environment.action(sub, task.gold["facts"][sub.key])
+        seen |= {
+            word for part in (task.text, action, *played.observations) for word in part.split() if word != task.scope
+        }
+    unknown = {word for word in seen if word not in words and not (word.isdigit() and set(word) <= words)}
+    assert not unknown
+
+
+@both
+@settings(max_examples=25, deadline=None)
+@given(actions=st.lists(st.text(max_size=60), min_size=1, max_size=6), index=st.integers(0, 40))
+def test_no_action_raises_and_replays_are_equal(make: type[Sql | Apps], actions: list[str], index: int) -> None:
+    environment, other = make(), make()
+    task = environment.tasks("deploy-val", 41)[index]
+
+    def run(engine: Sql | Apps) -> list[object]:
+        return [engine.reset(task), *(engine.step(action) for action in actions)]
+
+    once = run(environment)
+    other.reset(other.tasks("novel-val", 3)[2])
+    other.step("something else in between")
+    assert run(other) == once == run(environment)
+
+
+@both
+def test_gold_and_family_reach_no_observation(make: type[Sql | Apps]) -> None:
+    environment = make()
+    for number, task in enumerate(environment.tasks("deploy-test", 40)):
+        marked = task.model_copy(update={"family": "canary-family", "gold": {**task.gold, "canary": "canary-gold"}})
+        agents: list[Callable[[], Choose]] = [
+            lambda task=marked: expert(environment, task),  # type: ignore[misc]
+            lambda number=number: bad_actions(number),  # type: ignore[misc]
+            lambda task=marked: random_values(environment, task, repeat=True),  # type: ignore[misc]
+        ]
+        for agent in agents:
+            plain, again = play(environment, task, agent()), play(environment, marked, agent())
+            assert plain.observations == again.observations
+            assert "canary" not in " ".join(again.observations)
+        assert task.family not in task.text
+
+
+@both
+def test_family_labels_permute_without_a_trace(make: type[Sql | Apps]) -> None:
+    environment = make()
+    tasks = environment.tasks("deploy-test", 24)
+    labels = [task.family for task in tasks]
+    for task, label in zip(tasks, labels[1:] + labels[:1], strict=True):
+        permuted = task.model_copy(update={"family": label})
+        runs = [play(environment, t, random_values(environment, t, repeat=True)) for t in (task, permuted)]
+        assert runs[0].observations == runs[1].observations
+        assert runs[0].episode_return == runs[1].episode_return
+
+
+def test_a_finished_episode_stays_finished() -> None:
+    attempts = Attempts(["a"])
+    assert attempts.record(1.0, "12").observation == "ok 12"
+    late = attempts.record(1.0, "12")
+    assert (late.terminated, late.reward, late.info["success"]) == (True, 0.0, True)
+
+
+def test_observations_are_short_and_hold_no_separator() -> None:
+    said = Attempts(["a"]).record(0.0, "a | b\nc " * 50 + "x" * 500).observation
+    assert said == "no a b c a b c a b …"
