@@ -13,9 +13,6 @@ from opd_evolver.environments.sql import Sql, overlap, rows_of
 from opd_evolver.environments.tasks import subs_of
 from opd_evolver.records import Split, Task
 
-DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
-both = pytest.mark.parametrize("make", DOMAINS)
-
 
 def task_with(environment: Sql | Apps, n_subs: int, split: Split = "deploy-test") -> Task:
     return next(task for task in environment.tasks(split, 60) if len(task.gold["subs"]) == n_subs)
