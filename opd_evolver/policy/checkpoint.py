@@ -102,7 +102,7 @@ def _load_model(folder: Path, dtype: str) -> Any:
     for file in weight_files(folder):
         tensors_of(file)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             local_files_only=True,
@@ -117,6 +117,7 @@ def _load_model(folder: Path, dtype: str) -> Any:
             "a causal language model of the installed transformers, without code of its own",
             "upgrade transformers or choose another policy.path",
         ) from error
+    model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(one) for one in info.get("mismatched_keys", ()))
     if lacking:
         raise CorruptionError(
@@ -157,8 +158,9 @@ def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
 
 def _quiet_transformers() -> None:
     """Progress and advice of transformers would run through our own displays; its own variable brings them back."""
-    from transformers.utils import logging
+    from transformers.utils import logging as displays
 
+    logging: Any = displays
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -112,12 +112,11 @@ class _Batch:
         columns = torch.arange(width, device=self.device)[None]
         padding = width - lengths[:, None]
         self.mask = (columns >= padding).long()
-        self.cache = DynamicCache(config=self.model.config)
+        self.cache: Any = DynamicCache(config=self.model.config)
         self.lengths = lengths
-        self.mask_columns = width
         logits = self._call(ids, (columns - padding).clamp_(min=0))
         if len(distinct) < len(self.prompts):
-            index = torch.tensor(inverse, device=self.device)
+            index: Any = torch.tensor(inverse, device=self.device)
             self.cache.reorder_cache(index)
             self.mask, self.lengths, logits = self.mask[index], self.lengths[index], logits[index]
         return logits
@@ -140,7 +139,9 @@ class _Batch:
         return logits
 
     def _compact(self, running: list[bool], chosen: torch.Tensor) -> torch.Tensor:
-        keep = torch.tensor([place for place, row in enumerate(self.rows.tolist()) if running[row]], device=self.device)
+        keep: Any = torch.tensor(
+            [place for place, row in enumerate(self.rows.tolist()) if running[row]], device=self.device
+        )
         self.cache.reorder_cache(keep)
         self.rows, self.mask, self.lengths = self.rows[keep], self.mask[keep], self.lengths[keep]
         return chosen[keep]

@@ -42,8 +42,7 @@ def _has_hindsight(message: Message) -> bool:
 def _exchanges(messages: tuple[Message, ...]) -> list[tuple[int, int]]:
     """[start, end) of every assistant message with what follows it, the last message left out."""
     starts = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    ends = [*starts[1:], len(messages) - 1]
-    return list(zip(starts, ends, strict=True))
+    return list(zip(starts, [*starts[1:], len(messages) - 1], strict=False))
 
 
 def _without_middle_exchange(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
