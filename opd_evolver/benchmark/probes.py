@@ -1,0 +1,153 @@
+"""Probes: what a policy can do with memory on families it never met, measured through the real engines.
+
+Act with the true entry among distractors, without memory, with distractors only, with a stale and a
+new entry (override); select; write, without and with hindsight. The ability prompts and the episode
+are the deployed ones, greedy. This is what `opd evaluate seed` prints and what retention means.
+Differs: the paper reports no retention; a distillation that buys success with it is a regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.benchmark.probe_cases import Placement
+from opd_evolver.benchmark.prober import Prober
+from opd_evolver.benchmark.statistics import Estimate, Unit, ratio_difference, ratio_interval, units_of
+from opd_evolver.environments import registry
+from opd_evolver.errors import OpdError
+from opd_evolver.params import Params
+from opd_evolver.policy.protocol import Policy
+from opd_evolver.records import SCHEMA_VERSION, Record, Split
+from opd_evolver.rollout.runner import EnvironmentPool
+
+PLACEMENTS: tuple[Placement, ...] = ("memory_use", "no_memory", "distractors_only", "override")
+ALL_PROBES = (*PLACEMENTS, "select_f1", "write_exact", "write_hindsight")
+# What a round's report and its gate look at: the rest says how the floor lies and costs time.
+RETENTION_PROBES = ("memory_use", "override", "select_f1", "write_exact")
+
+
+class ProbeReport(Record):
+    """Estimates by metric, and the units they are made of (for paired comparisons)."""
+
+    schema_version: int = SCHEMA_VERSION
+    split: Split
+    policy_version: str
+    n_tasks_per_domain: int
+    metrics: dict[str, Estimate]
+    units: dict[str, tuple[Unit, ...]]
+    not_measured: tuple[str, ...] = ()
+
+
+def evaluate_probes(
+    policy: Policy,
+    environments: EnvironmentPool,
+    split: Split,
+    n_tasks_per_domain: int,
+    params: Params,
+    *,
+    probes: Sequence[str] = ALL_PROBES,
+    drift_split: Split | None = None,
+) -> ProbeReport:
+    """Probe a policy; estimates per domain and over domains, each with its clustered interval.
+
+    Args:
+        policy: what is probed.
+        environments: lends engines.
+        split: `novel-val` to choose by, `novel-test` to report.
+        n_tasks_per_domain: tasks of each domain.
+        params: budgets, batch size, seed, bootstrap samples.
+        probes: which of `ALL_PROBES`.
+        drift_split: where given, also `drift`: deployed families of that split whose rule has changed.
+
+    Raises:
+        SetupError: no domain can be probed.
+    """
+    prober = Prober(policy, environments, split, n_tasks_per_domain, params)
+    units: dict[str, tuple[Unit, ...]] = {}
+    for placement in PLACEMENTS:
+        if placement in probes:
+            outcomes = prober.act(placement)
+            units[placement] = units_of(outcomes)
+            if placement == "memory_use":
+                units["steps_per_success"] = units_of(outcomes, "steps_per_success")
+    if drift_split is not None:
+        units["drift"] = units_of(prober.act("drift", drift_split))
+    if "select_f1" in probes:
+        units["select_f1"] = prober.select()
+    for name in ("write_exact", "write_hindsight"):
+        if name in probes:
+            units[name] = prober.write(hindsight=name == "write_hindsight")
+    samples = params.benchmark.bootstrap_samples
+    metrics = {name: ratio_interval(found, samples=samples) for name, found in units.items()}
+    if "memory_use" in units and "no_memory" in units:
+        metrics["use_minus_none"] = ratio_difference(units["memory_use"], units["no_memory"], samples=samples)
+    return ProbeReport(
+        split=split,
+        policy_version=policy.version,
+        n_tasks_per_domain=n_tasks_per_domain,
+        metrics=metrics,
+        units=units,
+        not_measured=tuple(name for name in params.environments.domains if name not in prober.domains),
+    )
+
+
+def report_json(report: ProbeReport) -> dict[str, Any]:
+    """The report without its units."""
+    return report.model_dump(mode="json", exclude={"units"})
+
+
+def report_table(report: ProbeReport) -> str:
+    """Plain text: a row per metric, a column per domain, then the mean with its interval."""
+    domains = sorted({domain for one in report.metrics.values() for domain in one.per_domain})
+    lines = [f"split {report.split} · {report.n_tasks_per_domain} tasks a domain · policy {report.policy_version[:12]}"]
+    lines.append(f"{'':<20}" + "".join(f"{domain:>8}" for domain in domains) + f"{'mean':>8}   95 % interval")
+    for name, one in report.metrics.items():
+        cells = "".join(f"{_number(one.per_domain[domain].mean):>8}" for domain in domains)
+        lines.append(f"{name:<20}{cells}{_number(one.mean):>8}   [{_number(one.low)}, {_number(one.high)}]")
+    if report.not_measured:
+        lines.append(f"not measured (facts unknown): {', '.join(report.not_measured)}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def evaluate_seed(
+    policy_path: str | Path, *, split: Split = "novel-test", n_tasks_per_domain: int = 100, params: Params | None = None
+) -> ProbeReport:
+    """Probe the policy in a folder (or `seed`, the one in the package).
+
+    Raises:
+        SetupError, CorruptionError: no such policy, or its files are damaged.
+    """
+    from opd_evolver.policy.registry import open_policy
+
+    chosen = params or Params()
+    policy = open_policy(chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"}))
+    with EnvironmentPool(registry.load) as environments:
+        return evaluate_probes(policy, environments, split, n_tasks_per_domain, chosen)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m opd_evolver.benchmark.probes --policy PATH --split novel-test --tasks 100 [--json]`."""
+    parser = argparse.ArgumentParser(prog="python -m opd_evolver.benchmark.probes", description=__doc__)
+    parser.add_argument("--policy", default="seed")
+    parser.add_argument("--split", default="novel-test", choices=("novel-val", "novel-test"))
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(argv)
+    try:
+        report = evaluate_seed(given.policy, split=given.split, n_tasks_per_domain=given.tasks)
+    except OpdError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    print(json.dumps(report_json(report)) if given.json else report_table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
