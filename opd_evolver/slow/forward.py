@@ -71,11 +71,12 @@ class ReplyLogits:
         if self._split:
             hidden = self._body()(input_ids=layout.ids, use_cache=False).last_hidden_state
             picked = hidden[layout.rows, layout.columns]
-            return self._head()(picked).float()
+            logits: Tensor = self._head()(picked)
+            return logits.float()
         first, last = int(layout.columns.min()), int(layout.columns.max()) + 1
         kept = torch.arange(first, last, device=layout.ids.device)
-        logits = self.model(input_ids=layout.ids, use_cache=False, logits_to_keep=kept).logits
-        return logits[layout.rows, layout.columns - first].float()
+        kept_logits: Tensor = self.model(input_ids=layout.ids, use_cache=False, logits_to_keep=kept).logits
+        return kept_logits[layout.rows, layout.columns - first].float()
 
     def _body(self) -> Any:
         return getattr(self.model, self.model.base_model_prefix, None)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Ability, CallRecord, Example, LedgerRow, Record
+from opd_evolver.records import CallRecord, Example, LedgerRow, Record
 
 Ids = tuple[int, ...]
 N_SHOWN = 3
@@ -103,8 +103,8 @@ def audit(
     calls = {f"{row.rollout_id}/{call.ability}/{call.turn}": (row, call) for row in rows for call in row.calls}
     faults: list[str] = []
     n_cut = 0
-    n_examples: Counter[Ability] = Counter()
-    n_tokens: Counter[Ability] = Counter()
+    n_examples: Counter[str] = Counter()
+    n_tokens: Counter[str] = Counter()
     for example in examples:
         n_examples[example.ability] += 1
         n_tokens[example.ability] += sum(end - start for start, end in example.hindsight_spans)

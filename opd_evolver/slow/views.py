@@ -8,30 +8,24 @@ Paper: slow loop, four views, one policy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opd_evolver.abilities import act, maintain, select, write
-from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.errors import SetupError
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import (
-    Ability,
     Attribution,
     CallRecord,
     Entry,
     Example,
     LedgerRow,
     Message,
-    Prompt,
     Record,
     Segment,
-    TurnRecord,
 )
-
-MAX_HELPFUL = 20
-Encode = Callable[[Prompt], EncodedPrompt]
-Turns = tuple[tuple[str, TurnRecord], ...]
+from opd_evolver.slow.hindsight import Encode, Hindsight, calls_of, helpful, redundant, winners, won_turns
 
 
 class Outcome(Record):
@@ -59,62 +53,6 @@ class Views:
     outcomes: list[Outcome] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Hindsight:
-    """All that is known after the round, and how prompts are rendered.
-
-    Attributes:
-        entries: every entry by id, retired ones included.
-        attributions: V by entry id.
-        encode: the policy's renderer.
-        params: science parameters (budgets, thresholds).
-        wins: successful rollouts by task id, shortest first.
-    """
-
-    entries: Mapping[str, Entry]
-    attributions: Mapping[str, Attribution]
-    encode: Encode
-    params: Params
-    wins: Mapping[str, tuple[LedgerRow, ...]]
-
-    def entry(self, entry_id: str, row: LedgerRow) -> Entry:
-        """An entry that a row names.
-
-        Raises:
-            CorruptionError: the snapshot does not hold it.
-        """
-        found = self.entries.get(entry_id)
-        if found is None:
-            raise CorruptionError(
-                f"rollout {row.rollout_id} names entry {entry_id}, which the snapshot does not hold",
-                "a snapshot of the same round as the ledger",
-                "opd memory rollback to a round that verifies",
-            )
-        return found
-
-    def value(self, entry_id: str) -> float | None:
-        """V(m), None without evidence."""
-        found = self.attributions.get(entry_id)
-        return None if found is None else found.value
-
-    @property
-    def budget(self) -> int:
-        return self.params.memory.entry_token_budget
-
-    @property
-    def threshold(self) -> float:
-        return self.params.attribution.threshold
-
-
-def winners(rows: Sequence[LedgerRow]) -> dict[str, tuple[LedgerRow, ...]]:
-    """tau+ candidates: successful rollouts by task, fewest turns first, ties by rollout id."""
-    found: dict[str, list[LedgerRow]] = {}
-    for row in rows:
-        if row.success and row.turns:
-            found.setdefault(row.task_id, []).append(row)
-    return {task: tuple(sorted(won, key=lambda r: (len(r.turns), r.rollout_id))) for task, won in found.items()}
 
 
 def build(
@@ -160,10 +98,6 @@ def build(
 Made = Iterator[tuple[Example, Outcome] | str]
 
 
-def _calls(row: LedgerRow, ability: Ability) -> list[CallRecord]:
-    return sorted((call for call in row.calls if call.ability == ability), key=lambda call: call.turn)
-
-
 def _example(
     row: LedgerRow, call: CallRecord, student: tuple[int, ...], teacher: EncodedPrompt, max_new_tokens: int
 ) -> tuple[Example, Outcome]:
@@ -196,7 +130,7 @@ def _as_served(row: LedgerRow, call: CallRecord, rendered: tuple[int, ...]) -> N
 
 def _select(row: LedgerRow, known: Hindsight) -> Made:
     """z = x, C; h = V of every candidate with evidence, negatives kept."""
-    for call in _calls(row, "select"):
+    for call in calls_of(row, "select"):
         shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
         student = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget)).token_ids
         _as_served(row, call, student)
@@ -208,25 +142,9 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
 
 
-def helpful(row: LedgerRow, known: Hindsight) -> list[Entry]:
-    """S+: selected entries with V > 0 (at least the threshold), at most 20, in the order of selection."""
-    good = [m for m in row.selected if (value := known.value(m) or 0.0) > 0 and value >= known.threshold]
-    return [known.entry(m, row) for m in good[:MAX_HELPFUL]]
-
-
-def won_turns(row: LedgerRow, known: Hindsight) -> Turns:
-    """tau+: the turns of a successful rollout of the same task, another one than `row` where there is one."""
-    won = known.wins.get(row.task_id, ())
-    chosen = next((other for other in won if other.rollout_id != row.rollout_id), won[0] if won else None)
-    if chosen is None:
-        return ()
-    replies = [call.reply_text for call in _calls(chosen, "act")]
-    return tuple(zip(replies, chosen.turns, strict=True))
-
-
 def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
     """Internalisation: z = x and the visited history without memories; h = S+ and tau+."""
-    calls = _calls(row, "act")
+    calls = calls_of(row, "act")
     if not calls:
         return
     hint = act.hindsight(helpful(row, known), won_turns(row, known), token_budget=known.budget)
@@ -255,10 +173,10 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
 
 def _write(row: LedgerRow, known: Hindsight) -> Made:
     """z = x, tau, R, S; h = the future value of what this rollout wrote."""
-    replies = [call.reply_text for call in _calls(row, "act")]
+    replies = [call.reply_text for call in calls_of(row, "act")]
     memories = [known.entry(m, row) for m in row.injected]
     written = [known.entry(m, row) for m in row.created]
-    for call in _calls(row, "write"):
+    for call in calls_of(row, "write"):
 
         def prompt(hindsight: Segment | None) -> EncodedPrompt:
             return known.encode(
@@ -285,7 +203,7 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
 
 def _maintain(row: LedgerRow, known: Hindsight) -> Made:
     """z = the served listing; h = V and redundancy of each shown entry. First call of an episode only."""
-    for call in _calls(row, "maintain")[:1]:
+    for call in calls_of(row, "maintain")[:1]:
         shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
         marks = maintain.hindsight(shown, known.attributions, redundant(shown), known.threshold)
         if marks is None:
@@ -298,15 +216,3 @@ def _maintain(row: LedgerRow, known: Hindsight) -> Made:
         ids = (*call.prompt_token_ids[:cut], *bare.token_ids[start:end], *call.prompt_token_ids[cut:])
         teacher = EncodedPrompt(ids, ((cut, cut + end - start),))
         yield _example(row, call, call.prompt_token_ids, teacher, known.params.fast.write_max_new_tokens)
-
-
-def redundant(shown: Sequence[Entry]) -> frozenset[str]:
-    """Entries that say what an earlier one says."""
-    seen: set[tuple[str, str, str]] = set()
-    twice: set[str] = set()
-    for entry in shown:
-        said = (entry.domain, entry.scope, entry.content.model_dump_json())
-        if said in seen:
-            twice.add(entry.entry_id)
-        seen.add(said)
-    return frozenset(twice)

@@ -1,0 +1,92 @@
+"""What of the policy is trained: all weights, or a LoRA adapter over frozen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd_evolver.errors import SetupError
+from opd_evolver.params import LoraParams, SlowParams
+
+
+class Adapter:
+    """A model made trainable in place.
+
+    Args:
+        model: a Hugging Face causal LM; with LoRA its layers are wrapped in place.
+        params: `slow.adapter` and `slow.lora`.
+        seed: fixes the adapter's first weights.
+
+    Attributes:
+        model: the model to score and sample with; the same object as given.
+        peft: the peft model around it, None in full training.
+
+    Raises:
+        SetupError: none of `slow.lora.targets` is a module of this model.
+
+    Paper: LoRA r 32, alpha 64, dropout 0.05 on q, k, v, o, gate, up, down.
+    """
+
+    def __init__(self, model: Any, params: SlowParams, seed: int) -> None:
+        self.model = model
+        self.peft: Any = None
+        if params.adapter == "lora":
+            self.peft = _with_lora(model, params.lora, seed)
+        else:
+            model.requires_grad_(True)
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Name and parameter, in the model's order; tied weights once."""
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    @contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """The model as it was before training. LoRA only: full training keeps a copy instead."""
+        with self.peft.disable_adapter() if self.peft is not None else nullcontext():
+            yield self.model
+
+    def save(self, tokenizer: Any, out: Path) -> None:
+        """`policy/` in Hugging Face form, and with LoRA `adapter/` beside it. The adapter is merged by this."""
+        from opd_evolver.policy.local import save
+
+        model = self.model
+        if self.peft is not None:
+            save(self.peft, tokenizer, out / "adapter")
+            model = self.peft.merge_and_unload()
+        save(model, tokenizer, out / "policy")
+
+
+def lora_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
+    """Those of the wanted module names that this model has as linear layers.
+
+    Raises:
+        SetupError: none; names some that it has.
+    """
+    linear = {name.rpartition(".")[2] for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    found = [name for name in wanted if name in linear]
+    if not found:
+        raise SetupError(
+            f"slow.lora.targets = {', '.join(wanted)}: {type(model).__name__} has none of them",
+            f"linear layers such as {', '.join(sorted(linear - {'lm_head'}))}",
+            "set slow.lora.targets",
+        )
+    return found
+
+
+def _with_lora(model: Any, params: LoraParams, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=params.r,
+        lora_alpha=params.alpha,
+        lora_dropout=params.dropout,
+        target_modules=lora_targets(model, params.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)

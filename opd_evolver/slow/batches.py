@@ -1,0 +1,145 @@
+"""What a training step works on: which examples, the student's replies to them, cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from opd_evolver.params import SlowParams
+from opd_evolver.records import ABILITIES, Ability, Example, Sampling
+from opd_evolver.slow.anchor import Anchor
+from opd_evolver.slow.examples import Deck, seed_of
+
+Source = Literal["select", "act", "write", "maintain", "anchor"]
+SOURCES: tuple[Source, ...] = (*ABILITIES, "anchor")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored reply.
+
+    Attributes:
+        source: its ability, or `anchor`; loss means are taken per source.
+        example_id: which example.
+        student_ids: the prompt the student sees.
+        teacher_ids: the prompt the teacher sees (the same for an anchor).
+        reply: token ids to score, at least one.
+        trust: weight of its tokens.
+        has_hindsight: whether the teacher's prompt holds any.
+    """
+
+    source: Source
+    example_id: str
+    student_ids: tuple[int, ...]
+    teacher_ids: tuple[int, ...]
+    reply: tuple[int, ...]
+    trust: float = 1.0
+    has_hindsight: bool = False
+
+
+class Sampler(Protocol):
+    """Replies of the current student; `LocalPolicy.generate_ids`."""
+
+    def __call__(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: Sequence[Sampling], seeds: Sequence[int]
+    ) -> list[tuple[int, ...]]: ...
+
+
+class Mixture:
+    """Draws `slow.mixture` examples of each ability a step, and anchors, by counters alone.
+
+    Args:
+        examples: the round's example sets.
+        anchors: rehearsal prompts; empty for none.
+        params: mixture, sampling.
+        seed, round: the counters' first parts.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], anchors: Sequence[Anchor], params: SlowParams, seed: int, round: int
+    ) -> None:
+        self._params, self._counter = params, (seed, round)
+        self._anchors = anchors
+        self._examples: dict[Ability, list[Example]] = {
+            ability: [example for example in examples if example.ability == ability] for ability in ABILITIES
+        }
+        sizes: dict[Source, int] = {ability: len(found) for ability, found in self._examples.items()}
+        sizes["anchor"] = len(anchors)
+        self._decks = {source: Deck(sizes[source], seed, round, source) for source in SOURCES}
+
+    def counts(self) -> dict[Source, int]:
+        """How many of each source a step holds."""
+        return {source: min(self._params.mixture.get(source, 0), deck.size) for source, deck in self._decks.items()}
+
+    def examples_at(self, step: int) -> list[Example]:
+        """The examples of a step, in a fixed order."""
+        drawn: list[Example] = []
+        for ability in ABILITIES:
+            places = self._decks[ability].draw(step, self._params.mixture.get(ability, 0))
+            drawn += [self._examples[ability][place] for place in places]
+        return drawn
+
+    def anchors_at(self, step: int) -> list[Item]:
+        """The anchors of a step: the base policy's own replies, scored by base and student."""
+        places = self._decks["anchor"].draw(step, self._params.mixture.get("anchor", 0))
+        chosen = [self._anchors[place] for place in places]
+        return [Item("anchor", one.anchor_id, one.prompt_ids, one.prompt_ids, one.reply_ids) for one in chosen]
+
+    def sampled(self, step: int, examples: Sequence[Example], sampler: Sampler) -> list[Item]:
+        """The current student's replies to its own prompts. Seeds depend on (seed, round, step, place) alone."""
+        if not examples:
+            return []
+        # Neighbours of like length share a batch: less padding. The order is fixed by the examples.
+        order = sorted(range(len(examples)), key=lambda place: (len(examples[place].student_ids), place))
+        replies: dict[int, tuple[int, ...]] = {}
+        for at in range(0, len(order), self._params.microbatch):
+            places = order[at : at + self._params.microbatch]
+            found = sampler(
+                [examples[place].student_ids for place in places],
+                [self._sampling(examples[place]) for place in places],
+                [seed_of("reply", *self._counter, step, examples[place].example_id) for place in places],
+            )
+            replies |= dict(zip(places, found, strict=True))
+        return [
+            Item(
+                source=one.ability,
+                example_id=one.example_id,
+                student_ids=one.student_ids,
+                teacher_ids=one.teacher_ids,
+                reply=replies[place],
+                trust=one.trust,
+                has_hindsight=bool(one.hindsight_spans),
+            )
+            for place, one in enumerate(examples)
+            if replies[place]
+        ]
+
+    def _sampling(self, example: Example) -> Sampling:
+        return Sampling(
+            temperature=self._params.temperature, top_p=self._params.top_p, max_new_tokens=example.max_new_tokens
+        )
+
+
+def token_counts(items: Iterable[Item]) -> dict[Source, int]:
+    """Reply tokens of each source; the denominators of the loss means."""
+    counts: dict[Source, int] = dict.fromkeys(SOURCES, 0)
+    for item in items:
+        counts[item.source] += len(item.reply)
+    return counts
+
+
+def microbatches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Items of like length together, at most `size` each; anchors apart, since another teacher scores them."""
+    batches: list[list[Item]] = []
+    for group in ([i for i in items if i.source != "anchor"], [i for i in items if i.source == "anchor"]):
+        ordered = sorted(group, key=lambda item: len(item.student_ids) + len(item.reply))
+        n_batches = -(-len(ordered) // size)
+        for number in range(n_batches):
+            batches.append(ordered[number * len(ordered) // n_batches : (number + 1) * len(ordered) // n_batches])
+    return batches
+
+
+def scale_of(counts: Mapping[Source, int], weights: Mapping[str, float]) -> dict[Source, float]:
+    """w_a / N_a: what one token of each source adds to the loss. Token counts of a source do not decide its weight."""
+    return {source: weights.get(source, 0.0) / count for source, count in counts.items() if count}

@@ -1,0 +1,106 @@
+"""What is known after a round and only the teacher may see: V, S+, tau+ and redundancy.
+
+Paper: slow loop, hindsight h of the four views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from opd_evolver.errors import CorruptionError
+from opd_evolver.params import Params
+from opd_evolver.policy.protocol import EncodedPrompt
+from opd_evolver.records import Ability, Attribution, CallRecord, Entry, LedgerRow, Prompt, TurnRecord
+
+MAX_HELPFUL = 20
+Encode = Callable[[Prompt], EncodedPrompt]
+Turns = tuple[tuple[str, TurnRecord], ...]
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """All that is known after the round, and how prompts are rendered.
+
+    Attributes:
+        entries: every entry by id, retired ones included.
+        attributions: V by entry id.
+        encode: the policy's renderer.
+        params: science parameters (budgets, thresholds).
+        wins: successful rollouts by task id, shortest first.
+    """
+
+    entries: Mapping[str, Entry]
+    attributions: Mapping[str, Attribution]
+    encode: Encode
+    params: Params
+    wins: Mapping[str, tuple[LedgerRow, ...]]
+
+    def entry(self, entry_id: str, row: LedgerRow) -> Entry:
+        """An entry that a row names.
+
+        Raises:
+            CorruptionError: the snapshot does not hold it.
+        """
+        found = self.entries.get(entry_id)
+        if found is None:
+            raise CorruptionError(
+                f"rollout {row.rollout_id} names entry {entry_id}, which the snapshot does not hold",
+                "a snapshot of the same round as the ledger",
+                "opd memory rollback to a round that verifies",
+            )
+        return found
+
+    def value(self, entry_id: str) -> float | None:
+        """V(m), None without evidence."""
+        found = self.attributions.get(entry_id)
+        return None if found is None else found.value
+
+    @property
+    def budget(self) -> int:
+        return self.params.memory.entry_token_budget
+
+    @property
+    def threshold(self) -> float:
+        return self.params.attribution.threshold
+
+
+def winners(rows: Sequence[LedgerRow]) -> dict[str, tuple[LedgerRow, ...]]:
+    """tau+ candidates: successful rollouts by task, fewest turns first, ties by rollout id."""
+    found: dict[str, list[LedgerRow]] = {}
+    for row in rows:
+        if row.success and row.turns:
+            found.setdefault(row.task_id, []).append(row)
+    return {task: tuple(sorted(won, key=lambda r: (len(r.turns), r.rollout_id))) for task, won in found.items()}
+
+
+def calls_of(row: LedgerRow, ability: Ability) -> list[CallRecord]:
+    return sorted((call for call in row.calls if call.ability == ability), key=lambda call: call.turn)
+
+
+def helpful(row: LedgerRow, known: Hindsight) -> list[Entry]:
+    """S+: selected entries with V > 0 (at least the threshold), at most 20, in the order of selection."""
+    good = [m for m in row.selected if (value := known.value(m) or 0.0) > 0 and value >= known.threshold]
+    return [known.entry(m, row) for m in good[:MAX_HELPFUL]]
+
+
+def won_turns(row: LedgerRow, known: Hindsight) -> Turns:
+    """tau+: the turns of a successful rollout of the same task, another one than `row` where there is one."""
+    won = known.wins.get(row.task_id, ())
+    chosen = next((other for other in won if other.rollout_id != row.rollout_id), won[0] if won else None)
+    if chosen is None:
+        return ()
+    replies = [call.reply_text for call in calls_of(chosen, "act")]
+    return tuple(zip(replies, chosen.turns, strict=True))
+
+
+def redundant(shown: Sequence[Entry]) -> frozenset[str]:
+    """Entries that say what an earlier one says."""
+    seen: set[tuple[str, str, str]] = set()
+    twice: set[str] = set()
+    for entry in shown:
+        said = (entry.domain, entry.scope, entry.content.model_dump_json())
+        if said in seen:
+            twice.add(entry.entry_id)
+        seen.add(said)
+    return frozenset(twice)
