@@ -129,7 +129,7 @@ def examples_job(run: Run, round_: int, memory_digest: str) -> Job:
         "examples",
         round_,
         "examples",
-        inputs={"policy": champ.policy, "memory": _relative(run, run.paths.version(round_) / "memory")},
+        inputs={"policy": champ.policy, "live": _relative(run, run.paths.live(round_))},
         input_digests={"policy": champ.policy_digest, "memory": memory_digest},
     )
 

@@ -1,0 +1,36 @@
+# Two commands do it: `make coevolve`, then `make test`. Everything goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: install coevolve test check seed-policy clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@began=$$(date +%s); \
+	if command -v uv >/dev/null; then UV=uv; else \
+	  python3 -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv && UV=.venv-uv/bin/uv; fi; \
+	[ -x $(PY) ] || $$UV venv --quiet --python 3.11 .venv || $$UV venv --quiet .venv; \
+	$$UV pip install --quiet --python $(PY) -c constraints.txt -e . --group dev; \
+	touch $(STAMP); echo "installation: $$(( $$(date +%s) - began )) s" >&2
+
+coevolve: install
+	@.venv/bin/opd run --preset laptop --up
+
+test: install
+	@$(PY) -m pytest -q -n 2 --dist loadfile
+
+check: install
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-cache
+	@$(PY) -m checks.sizes
+
+seed-policy: install
+	@.venv/bin/dvc repro --single-item --force seed_policy
+
+clean:
+	rm -rf .venv .venv-uv .mypy_cache .ruff_cache .pytest_cache

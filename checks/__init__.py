@@ -1,0 +1,1 @@
+"""Habits of the house that no linter knows."""
