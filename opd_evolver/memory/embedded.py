@@ -94,7 +94,8 @@ def _lexical(
     places += [_word_of("s", scope)] if scope is not None else []
     match = " AND ".join([f'place : "{place}"' for place in places] + [f"text : ({' OR '.join(quoted)})"])
     rows = connection.execute(
-        "SELECT rowid, -bm25(words, 0.0, 1.0) AS score FROM words WHERE words MATCH ? ORDER BY score DESC, rowid LIMIT ?",
+        "SELECT rowid, -bm25(words, 0.0, 1.0) AS score FROM words WHERE words MATCH ? "
+        "ORDER BY score DESC, rowid LIMIT ?",
         (match, limit),
     )
     return [(int(rowid), round(float(score), 9)) for rowid, score in rows]

@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from opd_evolver import durable
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.memory.embed import open_embedder
+from opd_evolver.memory.lock import LedgerLock
 from opd_evolver.memory.replay import digest_entries
-from opd_evolver.memory.segment import SegmentHead, split_lines
+from opd_evolver.memory.segment import SegmentHead, decode, split_lines
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
 from opd_evolver.params import MemoryParams
-from opd_evolver.records import LEVELS, SCHEMA_VERSION, Entry, Record, canonical_json, digest_of
+from opd_evolver.records import LEVELS, SCHEMA_VERSION, Entry, LedgerRow, Record, canonical_json, digest_of
 
 MANIFEST, ENTRIES, LEDGER = "manifest.json", "entries.jsonl", "ledger.jsonl"
 MEND = "fetch it again: `dvc checkout` of its pointer, or roll back to another round: `opd memory rollback`"
@@ -160,6 +161,16 @@ def read_entries(folder: Path) -> list[Entry]:
         return [Entry.model_validate_json(line) for line in file]
 
 
+def read_rows(folder: Path, round: int | None = None) -> list[LedgerRow]:
+    """A snapshot's ledger rows in commit order; of one round when `round` is given."""
+    return [
+        row
+        for data, head in _segments(folder)
+        if round is None or head.key.round == round
+        for row in decode(data, folder / LEDGER).rows
+    ]
+
+
 def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None) -> SnapshotInfo:
     """Rebuilds a live memory (ledger and index) from a snapshot, verified before and after.
 
@@ -182,7 +193,7 @@ def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None)
             f"snapshot {folder} was made by embedder {info.embedder}", identity, "set memory.embedder back"
         )
     if (live_folder / LEDGER_FOLDER).exists():
-        Memory.open(live_folder, params).close()  # refuses while another committer lives
+        LedgerLock(live_folder / LEDGER_FOLDER).release()  # refuses while a committer lives
     with durable.new_folder(live_folder) as building:
         (building / LEDGER_FOLDER).mkdir()
         for data, head in _segments(folder):
