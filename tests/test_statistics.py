@@ -34,7 +34,11 @@ def outcome(task: int, family: str, success: bool, domain: str = "sql", steps: i
 
 
 def simulated(
-    rng: np.random.Generator, shift: float = 0.0, n_families: int = 12, n_tasks: int = 8, domains: tuple[str, ...] = ("a", "b")
+    rng: np.random.Generator,
+    shift: float = 0.0,
+    n_families: int = 12,
+    n_tasks: int = 8,
+    domains: tuple[str, ...] = ("a", "b"),
 ) -> list[Outcome]:
     """Families have success rates of their own, uniform in [0.2, 0.8] + shift: the true mean is 0.5 + shift."""
     made = []
@@ -77,7 +81,9 @@ def test_pairing_cancels_what_families_share() -> None:
     base = simulated(rng)
     shifted = [one.model_copy(update={"episode_return": one.episode_return + 0.125}) for one in base]
     found = paired_difference(shifted, base, "episode_return")
-    assert found.mean == pytest.approx(0.125) and found.low == pytest.approx(0.125) and found.high == pytest.approx(0.125)
+    assert (
+        found.mean == pytest.approx(0.125) and found.low == pytest.approx(0.125) and found.high == pytest.approx(0.125)
+    )
 
 
 def test_ratio_of_sums() -> None:
@@ -144,7 +150,8 @@ def test_coverage_of_the_interval(n_families: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("freedom", "value"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (11, 2.2010), (22, 2.0739), (200, 1.9719)]
+    ("freedom", "value"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (11, 2.2010), (22, 2.0739), (200, 1.9719)],
 )
 def test_student_quantile(freedom: int, value: float) -> None:
     assert math.isclose(student_quantile(0.975, freedom), value, rel_tol=5e-3)

@@ -61,6 +61,12 @@ class InjectAll:
         return [skipped if request.prompt.ability == "select" else next(replies) for request in requests]
 
 
+def can_probe(environments: EnvironmentPool, name: str) -> bool:
+    """Whether a domain's hidden facts are known and its actions can be scripted."""
+    with environments.lend(name) as domain:
+        return isinstance(domain, Conventions) and all(hasattr(domain, part) for part in ("spec", "action", "values"))
+
+
 class Prober:
     """Runs probes of one policy on one split.
 
@@ -80,18 +86,12 @@ class Prober:
         base = EpisodeSettings.of(params, write=False, greedy=True)
         self.settings = base.model_copy(update={"candidates": MAX_PLACED, "max_selected": MAX_PLACED})
         self.batch = params.benchmark.batch_rollouts
-        self.domains = [name for name in params.environments.domains if self._can_probe(name)]
+        self.domains = [name for name in params.environments.domains if can_probe(environments, name)]
         if not self.domains:
             raise SetupError(
                 f"no domain of {', '.join(params.environments.domains)} can be probed",
                 "a procedural domain whose facts are known",
                 "add sql or apps to environments.domains; elsewhere retention is not measured",
-            )
-
-    def _can_probe(self, name: str) -> bool:
-        with self.environments.lend(name) as domain:
-            return isinstance(domain, Conventions) and all(
-                hasattr(domain, part) for part in ("spec", "action", "values")
             )
 
     def _each(

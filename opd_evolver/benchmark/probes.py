@@ -96,20 +96,20 @@ def evaluate_probes(
 
 
 def report_json(report: ProbeReport) -> dict[str, Any]:
-    """The report without its units."""
+    """The report without its units: what `opd evaluate --json` prints."""
     return report.model_dump(mode="json", exclude={"units"})
 
 
-def report_table(report: ProbeReport) -> str:
-    """Plain text: a row per metric, a column per domain, then the mean with its interval."""
-    domains = sorted({domain for one in report.metrics.values() for domain in one.per_domain})
-    lines = [f"split {report.split} · {report.n_tasks_per_domain} tasks a domain · policy {report.policy_version[:12]}"]
-    lines.append(f"{'':<20}" + "".join(f"{domain:>8}" for domain in domains) + f"{'mean':>8}   95 % interval")
-    for name, one in report.metrics.items():
-        cells = "".join(f"{_number(one.per_domain[domain].mean):>8}" for domain in domains)
-        lines.append(f"{name:<20}{cells}{_number(one.mean):>8}   [{_number(one.low)}, {_number(one.high)}]")
-    if report.not_measured:
-        lines.append(f"not measured (facts unknown): {', '.join(report.not_measured)}")
+def probe_table(tree: dict[str, Any]) -> str:
+    """Plain text of `report_json`: a row per metric, a column per domain, then the mean with its interval."""
+    domains = sorted({domain for one in tree["metrics"].values() for domain in one["per_domain"]})
+    head = f"split {tree['split']} · {tree['n_tasks_per_domain']} tasks a domain · policy {tree['policy_version'][:12]}"
+    lines = [head, f"{'':<20}" + "".join(f"{domain:>8}" for domain in domains) + f"{'mean':>8}   95 % interval"]
+    for name, one in tree["metrics"].items():
+        cells = "".join(f"{_number(one['per_domain'][domain]['mean']):>8}" for domain in domains)
+        lines.append(f"{name:<20}{cells}{_number(one['mean']):>8}   [{_number(one['low'])}, {_number(one['high'])}]")
+    if tree["not_measured"]:
+        lines.append(f"not measured (facts unknown): {', '.join(tree['not_measured'])}")
     return "\n".join(lines)
 
 
@@ -118,19 +118,34 @@ def _number(value: float | None) -> str:
 
 
 def evaluate_seed(
-    policy_path: str | Path, *, split: Split = "novel-test", n_tasks_per_domain: int = 100, params: Params | None = None
-) -> ProbeReport:
-    """Probe the policy in a folder (or `seed`, the one in the package).
+    policy_path: str | Path,
+    *,
+    domains: Sequence[str] = (),
+    split: Split = "novel-test",
+    n_tasks: int = 100,
+    params: Params | None = None,
+) -> dict[str, Any]:
+    """Probe the policy in a folder (or `seed`, the one in the package); see `report_json`.
+
+    Args:
+        policy_path: a folder in Hugging Face form, or `seed`.
+        domains: which; those of `params` when empty.
+        split: `novel-test` to report, `novel-val` to choose by.
+        n_tasks: tasks of each domain.
+        params: budgets and batch size; the defaults when None.
 
     Raises:
-        SetupError, CorruptionError: no such policy, or its files are damaged.
+        SetupError, CorruptionError: no such policy or domain, or damaged files.
     """
     from opd_evolver.policy.registry import open_policy
 
     chosen = params or Params()
+    if domains:
+        environments = chosen.environments.model_copy(update={"domains": tuple(domains)})
+        chosen = chosen.model_copy(update={"environments": environments})
     policy = open_policy(chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"}))
-    with EnvironmentPool(registry.load) as environments:
-        return evaluate_probes(policy, environments, split, n_tasks_per_domain, chosen)
+    with EnvironmentPool(registry.load) as pool:
+        return report_json(evaluate_probes(policy, pool, split, n_tasks, chosen))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     try:
-        report = evaluate_seed(given.policy, split=given.split, n_tasks_per_domain=given.tasks)
+        tree = evaluate_seed(given.policy, split=given.split, n_tasks=given.tasks)
     except OpdError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
-    print(json.dumps(report_json(report)) if given.json else report_table(report))
+    print(json.dumps(tree) if given.json else probe_table(tree))
     return 0
 
 

@@ -1,0 +1,213 @@
+"""Everything a round's report and its gate need, measured once.
+
+Reported on deploy-test and novel-test: policy alone and with memory, base and round, and retention.
+For the gate alone on deploy-val and novel-val: new against champion.
+Paper: the benchmark of a round. Differs: retention, the gate, and the base policy with the round's
+memory (how much memory alone gives) are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from opd_evolver.benchmark import columns as col
+from opd_evolver.benchmark.columns import PolicySource, ResultStore
+from opd_evolver.benchmark.gate import RETENTION_METRICS, SUCCESS
+from opd_evolver.benchmark.prober import can_probe
+from opd_evolver.benchmark.probes import RETENTION_PROBES, ProbeReport, evaluate_probes
+from opd_evolver.benchmark.protocols import (
+    BenchmarkProtocol,
+    Column,
+    FrozenColumn,
+    FrozenProtocol,
+    MemorySource,
+    StreamingColumn,
+    StreamingProtocol,
+)
+from opd_evolver.benchmark.statistics import Estimate, ratio_difference
+from opd_evolver.params import Params
+from opd_evolver.records import SCHEMA_VERSION, Record, Split, Task, canonical_json, digest_of
+from opd_evolver.rollout.runner import EnvironmentPool
+
+AnyColumn = FrozenColumn | StreamingColumn
+RETENTION = "memory_use"
+
+
+class Columns(Record):
+    """The columns of one policy; None: not measured (no memory yet, or a domain whose facts are unknown)."""
+
+    alone: Estimate
+    with_memory: Estimate | None
+    retention: Estimate | None
+    retention_metrics: dict[str, Estimate] = Field(default_factory=dict)
+    steps_alone: Estimate
+    steps_with_memory: Estimate | None = None
+
+
+class RoundMeasurement(Record):
+    """What one round's benchmark found.
+
+    Attributes:
+        protocol: frozen or streaming.
+        columns: the round's policy; round 0: the base policy, without memory.
+        base_with_memory: the base policy with this round's memory: policy frozen, memory evolved.
+        base_memory_minus_base_alone, alone_minus_base_alone, memory_minus_base_alone: paired, on deploy-test.
+        gate: new minus champion, paired, on deploy-val and novel-val; empty for round 0.
+        tokens: read and written by the reported columns.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    protocol: str
+    columns: Columns
+    base_with_memory: Estimate | None = None
+    base_memory_minus_base_alone: Estimate | None = None
+    alone_minus_base_alone: Estimate | None = None
+    memory_minus_base_alone: Estimate | None = None
+    gate: dict[str, Estimate] = Field(default_factory=dict)
+    tokens: int = 0
+
+    def digest(self) -> str:
+        """Digest of all that was found."""
+        return digest_of([canonical_json(self)])
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A policy with its memory; None: no memory yet."""
+
+    policy: PolicySource
+    memory: MemorySource | None
+
+
+class Benchmark:
+    """Measures contestants on fixed tasks, reusing what is unchanged.
+
+    Args:
+        params: how many tasks, which protocol, how many bootstrap samples.
+        environments: lends engines; kept open by the caller.
+        store: measurements so far.
+    """
+
+    def __init__(self, params: Params, environments: EnvironmentPool, store: ResultStore) -> None:
+        self.params, self.environments, self.store = params, environments, store
+        self.samples = params.benchmark.bootstrap_samples
+
+    def tasks(self, split: Split, n: int) -> list[Task]:
+        """The first `n` tasks of every domain: always the same ones."""
+        found: list[Task] = []
+        for domain in self.params.environments.domains:
+            with self.environments.lend(domain) as env:
+                found += env.tasks(split, n)
+        return found
+
+    def column(self, who: Contestant, tasks: Sequence[Task], *, with_memory: bool) -> AnyColumn:
+        """One column; `with_memory` False is the policy alone."""
+        memory = (who.memory or MemorySource.empty()) if with_memory else None
+        if self.params.benchmark.protocol == "frozen":
+            return self._run(who.policy, memory, tasks, FrozenProtocol())
+        return self._run(who.policy, memory, tasks, StreamingProtocol())
+
+    def _run(
+        self,
+        policy: PolicySource,
+        memory: MemorySource | None,
+        tasks: Sequence[Task],
+        protocol: BenchmarkProtocol[Column],
+    ) -> Column:
+        return col.run_column(policy, memory, tasks, protocol, self.params, self.environments, self.store)
+
+    def mean(self, column: AnyColumn, *, steps: bool = False) -> Estimate:
+        return col.mean(column, "steps_per_success" if steps else "success", samples=self.samples)
+
+    def difference(self, a: AnyColumn, b: AnyColumn) -> Estimate:
+        """a - b. Both are of this benchmark's one protocol."""
+        return col.difference(a, b, samples=self.samples)  # type: ignore[type-var]
+
+    def retention(self, policy: PolicySource, split: Split, drift_split: Split) -> ProbeReport | None:
+        """The retention probes; None where no domain's facts are known."""
+        n = self.params.benchmark.probe_tasks_per_domain
+        domains = [name for name in self.params.environments.domains if can_probe(self.environments, name)]
+        if not domains:
+            return None
+        parts = ["retention", policy.digest, split, drift_split, str(n), *domains, *RETENTION_PROBES]
+        told = [col.tasks_digest(self.tasks(one, n)) for one in (split, drift_split)]
+        key = digest_of(
+            [str(SCHEMA_VERSION), *parts, *told, str(self.samples), canonical_json(col.deciding(self.params))]
+        )
+        if (found := self.store.get(key)) is not None:
+            return ProbeReport.model_validate(found)
+        report = evaluate_probes(
+            policy.open(), self.environments, split, n, self.params, probes=RETENTION_PROBES, drift_split=drift_split
+        )
+        self.store.put(key, report)
+        return report
+
+
+def measure_base(bench: Benchmark, base: PolicySource) -> RoundMeasurement:
+    """Round 0: the base policy alone, and its retention."""
+    test = bench.tasks("deploy-test", bench.params.benchmark.test_tasks_per_domain)
+    alone = bench.column(Contestant(base, None), test, with_memory=False)
+    return RoundMeasurement(
+        protocol=bench.params.benchmark.protocol,
+        columns=_columns(bench, alone, None, bench.retention(base, "novel-test", "deploy-test")),
+        tokens=_tokens(alone),
+    )
+
+
+def measure_round(bench: Benchmark, base: PolicySource, new: Contestant, champion: Contestant) -> RoundMeasurement:
+    """A round's columns on the test splits, and its comparison with the champion on the validation splits.
+
+    Args:
+        bench: what measures.
+        base: the policy the run began with.
+        new: the round's policy and memory.
+        champion: what the round started from.
+    """
+    test = bench.tasks("deploy-test", bench.params.benchmark.test_tasks_per_domain)
+    alone = bench.column(new, test, with_memory=False)
+    together = bench.column(new, test, with_memory=True)
+    base_alone = bench.column(Contestant(base, None), test, with_memory=False)
+    base_memory = bench.column(Contestant(base, new.memory), test, with_memory=True)
+    return RoundMeasurement(
+        protocol=bench.params.benchmark.protocol,
+        columns=_columns(bench, alone, together, bench.retention(new.policy, "novel-test", "deploy-test")),
+        base_with_memory=bench.mean(base_memory),
+        base_memory_minus_base_alone=bench.difference(base_memory, base_alone),
+        alone_minus_base_alone=bench.difference(alone, base_alone),
+        memory_minus_base_alone=bench.difference(together, base_alone),
+        gate=_against_champion(bench, new, champion),
+        tokens=_tokens(alone) + _tokens(together),
+    )
+
+
+def _columns(bench: Benchmark, alone: AnyColumn, together: AnyColumn | None, retention: ProbeReport | None) -> Columns:
+    metrics = retention.metrics if retention else {}
+    return Columns(
+        alone=bench.mean(alone),
+        with_memory=bench.mean(together) if together else None,
+        retention=metrics.get(RETENTION),
+        retention_metrics=metrics,
+        steps_alone=bench.mean(alone, steps=True),
+        steps_with_memory=bench.mean(together, steps=True) if together else None,
+    )
+
+
+def _against_champion(bench: Benchmark, new: Contestant, champion: Contestant) -> dict[str, Estimate]:
+    tasks = bench.tasks("deploy-val", bench.params.benchmark.val_tasks_per_domain)
+    ours = bench.column(new, tasks, with_memory=True)
+    theirs = bench.column(champion, tasks, with_memory=True)
+    found = {SUCCESS: bench.difference(ours, theirs)}
+    now = bench.retention(new.policy, "novel-val", "deploy-val")
+    before = bench.retention(champion.policy, "novel-val", "deploy-val")
+    if now is not None and before is not None:
+        for name in RETENTION_METRICS:
+            if name in now.units and name in before.units:
+                found[name] = ratio_difference(now.units[name], before.units[name], samples=bench.samples)
+    return found
+
+
+def _tokens(column: AnyColumn) -> int:
+    return sum(one.tokens for one in column.measured.outcomes)

@@ -1,0 +1,138 @@
+"""A run's report: the object of `opd rounds --json`, and the same as plain text, one row per round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd_evolver.benchmark.measure import Columns, RoundMeasurement
+from opd_evolver.benchmark.statistics import Estimate
+from opd_evolver.records import LEVELS
+
+Tree = dict[str, Any]
+
+
+def estimate_json(found: Estimate | None) -> Tree | None:
+    """{"mean", "low", "high", "n_tasks", "n_families", "per_domain"}; None: not measured."""
+    return found.model_dump(mode="json") if found else None
+
+
+def columns_json(columns: Columns) -> Tree:
+    """The columns `alone`, `with_memory`, `retention`, and what retention is made of."""
+    tree: Tree = {
+        "alone": estimate_json(columns.alone),
+        "with_memory": estimate_json(columns.with_memory),
+        "retention": estimate_json(columns.retention),
+    }
+    tree["retention_metrics"] = {name: estimate_json(one) for name, one in columns.retention_metrics.items()}
+    tree["steps_per_success"] = {
+        "alone": estimate_json(columns.steps_alone),
+        "with_memory": estimate_json(columns.steps_with_memory),
+    }
+    return tree
+
+
+def rounds_object(
+    *,
+    name: str,
+    lineage: str,
+    preset: str,
+    base: RoundMeasurement,
+    measured: Sequence[RoundMeasurement],
+    rounds: Sequence[Mapping[str, Any]],
+) -> Tree:
+    """The object that `opd rounds --json` prints.
+
+    Args:
+        name: the run.
+        lineage: its current lineage.
+        preset: what its parameters began from.
+        base: round 0.
+        measured: rounds 1, 2, … as measured.
+        rounds: beside each of them: `round`, `gate`, `digests`, `memories`, `seconds`, `tokens`.
+    """
+    last = measured[-1] if measured else None
+    base_columns = columns_json(base.columns)
+    base_columns["with_memory"] = estimate_json(last.base_with_memory if last else base.columns.with_memory)
+    return {
+        "name": name,
+        "lineage": lineage,
+        "preset": preset,
+        "protocol": base.protocol,
+        "base": {"columns": base_columns},
+        "rounds": [
+            {**facts, "columns": columns_json(one.columns)} for facts, one in zip(rounds, measured, strict=True)
+        ],
+        "differences": {
+            "base_memory_minus_base_alone": estimate_json(last.base_memory_minus_base_alone if last else None),
+            "last_alone_minus_base_alone": estimate_json(last.alone_minus_base_alone if last else None),
+            "last_memory_minus_base_alone": estimate_json(last.memory_minus_base_alone if last else None),
+        },
+    }
+
+
+# ── plain text ────────────────────────────────────────────────────────────────────────────────
+
+HEADINGS = ("round", "alone", "with memory", "retention", "memories", "gate", "time", "tokens")
+WIDTHS = (6, 19, 19, 19, 9, 9, 7, 8)
+
+
+def rounds_table(tree: Mapping[str, Any]) -> str:
+    """One row per round, `base` first; intervals are 95 %, clustered by family.
+
+    Args:
+        tree: as `rounds_object` returns it.
+    """
+    lines = [f"run {tree['name']} · lineage {tree['lineage']} · preset {tree['preset']} · success on deploy-test"]
+    lines.append(_row(HEADINGS))
+    lines.append(_row(("base", *_columns_cells(tree["base"]["columns"]), "", "", "", "")))
+    for one in tree["rounds"]:
+        lines.append(_row((str(one["round"]), *_columns_cells(one["columns"]), *_facts_cells(one))))
+    shown = {
+        "base_memory_minus_base_alone": "memory alone gives (base with the last memory - base alone)",
+        "last_alone_minus_base_alone": "distillation gives (last policy alone - base alone)",
+        "last_memory_minus_base_alone": "both give (last policy with memory - base alone)",
+    }
+    for key, words in shown.items():
+        if tree["differences"].get(key):
+            lines.append(f"{words}: {_interval(tree['differences'][key], signed=True)}")
+    for one in tree["rounds"]:
+        if one.get("gate") and not one["gate"].get("promoted", True):
+            lines.append(f"round {one['round']} {one['gate'].get('reason', 'refused')}")
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+def _columns_cells(columns: Mapping[str, Any]) -> tuple[str, str, str]:
+    return _interval(columns["alone"]), _interval(columns["with_memory"]), _interval(columns["retention"])
+
+
+def _facts_cells(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    memories = one.get("memories") or {}
+    count = str(sum(int(memories.get(level, 0)) for level in LEVELS)) if memories else "–"
+    gate = one.get("gate") or {}
+    verdict = "–" if "promoted" not in gate else ("promoted" if gate["promoted"] else "refused")
+    return count, verdict, _time(one.get("seconds")), _tokens(one.get("tokens"))
+
+
+def _interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    if not found or found["mean"] is None:
+        return "–"
+    form = "+.3f" if signed else ".3f"
+    mean = format(found["mean"], form)
+    if found["low"] is None:
+        return mean
+    return f"{mean} [{format(found['low'], form)}, {format(found['high'], form)}]"
+
+
+def _time(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _tokens(tokens: int | None) -> str:
+    if tokens is None:
+        return "–"
+    return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"
