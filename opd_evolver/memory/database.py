@@ -20,8 +20,8 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS applied (segment TEXT PRIMARY KEY, digest TEXT NOT NULL)",
     (
         "CREATE TABLE IF NOT EXISTS entries (rowid INTEGER PRIMARY KEY, entry_id TEXT NOT NULL UNIQUE,"
-        " level TEXT NOT NULL, domain TEXT NOT NULL, scope TEXT NOT NULL, live INTEGER NOT NULL, text TEXT NOT NULL, vector BLOB NOT NULL,"
-        " body BLOB NOT NULL, change INTEGER NOT NULL)"
+        " level TEXT NOT NULL, domain TEXT NOT NULL, scope TEXT NOT NULL, live INTEGER NOT NULL,"
+        " text TEXT NOT NULL, vector BLOB NOT NULL, body BLOB NOT NULL, change INTEGER NOT NULL)"
     ),
     "CREATE INDEX IF NOT EXISTS by_scope ON entries (live, level, scope, domain)",
     "CREATE INDEX IF NOT EXISTS by_change ON entries (change)",

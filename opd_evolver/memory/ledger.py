@@ -177,7 +177,7 @@ class Ledger:
         place = [head for head in heads if head.key == segment.key]
         sequence = place[0].sequence if place else len(heads)
         data = encode(segment, sequence, heads[sequence - 1].digest if sequence else "")
-        _, head = split_lines(data, self.folder / segment.key.name)
+        head = self._readable(data, segment.key)
         if place:
             if place[0].content_digest != head.content_digest:
                 raise SetupError(
@@ -198,6 +198,17 @@ class Ledger:
         durable.write_bytes(self.folder / segment.key.name, data)
         self._heads[segment.key] = head
         return head
+
+    def _readable(self, data: bytes, key: SegmentKey) -> SegmentHead:
+        """What cannot be read back must not be acknowledged (NaN becomes null on the way)."""
+        where = self.folder / key.name
+        try:
+            decode(data, where)
+        except CorruptionError as error:
+            raise SetupError(
+                f"cannot commit {key.name}: {error.seen}", "finite numbers and valid records", "report it as a bug"
+            ) from None
+        return split_lines(data, where)[1]
 
     def _migrate(self, migrations: Mapping[int, Migration]) -> None:
         backup = self.folder.with_name(f"{self.folder.name}.before-schema-{SCHEMA_VERSION}")
