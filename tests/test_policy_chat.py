@@ -5,11 +5,11 @@ from __future__ import annotations
 import string
 from typing import Any
 
+import checkpoints
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 from opd_evolver.abilities import act
 from opd_evolver.errors import SetupError
 from opd_evolver.policy.chat import ChatEncoder

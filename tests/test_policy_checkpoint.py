@@ -7,10 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 
-import checkpoints
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy import checkpoint
 from opd_evolver.policy.local import LocalPolicy, save, weights_digest
@@ -51,7 +51,7 @@ def test_truncated_weights_are_corruption(folder: Path, n_bytes: int) -> None:
     weights = folder / SINGLE
     whole = weights.stat().st_size
     os.truncate(weights, n_bytes if n_bytes >= 0 else whole + n_bytes)
-    with pytest.raises(CorruptionError, match="whole safetensors|header"):
+    with pytest.raises(CorruptionError, match=r"whole safetensors|header"):
         LocalPolicy.load(folder)
     with pytest.raises(CorruptionError):
         weights_digest(folder)

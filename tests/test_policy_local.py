@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
 
-import checkpoints
 from opd_evolver.params import PolicyParams
+from opd_evolver.policy import generation
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.policy.protocol import TokenPolicy, TrainablePolicy
 from opd_evolver.policy.registry import open_policy
@@ -48,6 +49,21 @@ def test_batched_equals_single(policies: dict[str, LocalPolicy], kind: str, samp
         (alone,) = policies[kind].generate([request])
         assert reply.token_ids == alone.token_ids
         assert np.allclose(reply.logprobs, alone.logprobs, atol=1e-5)
+
+
+@each
+def test_prefill_in_pieces_with_repeats_equals_one_by_one(
+    policies: dict[str, LocalPolicy], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policies[kind]
+    rng = np.random.default_rng(0)
+    distinct = [tuple(rng.integers(5, 300, n_tokens).tolist()) for n_tokens in (1, 2, 3, 9, 9, 20, 33, 34, 60)]
+    prompts = [distinct[index] for index in (3, 8, 0, 1, 4, 6, 6, 2, 7, 5, 0)]
+    setting = Sampling(top_p=0.9, max_new_tokens=9)
+    alone = [policy.generate_ids([prompt], setting, [seed])[0] for seed, prompt in enumerate(prompts)]
+    for budget in (1, 40, 100):
+        monkeypatch.setitem(generation._PREFILL_TOKENS, "cpu", budget)
+        assert policy.generate_ids(prompts, setting, range(len(prompts))) == alone
 
 
 @each

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from opd_evolver.errors import SetupError
+from opd_evolver.policy.cache import joinable, joined, reply_cache
 from opd_evolver.policy.sampling import Sampler
 from opd_evolver.records import Sampling
 
 # Dropping finished rows copies the cache: worth it once this share of the batch is done.
 _COMPACT_AT = 0.25
+# Prompt tokens of one prefill forward: what a core's cache holds; on an accelerator what its memory can spare.
+_PREFILL_TOKENS = {"cpu": 2048}
+_PREFILL_TOKENS_ELSEWHERE = 32768
 
 
 class Generated(NamedTuple):
@@ -71,7 +75,6 @@ class _Batch:
         self.limits = [one.max_new_tokens for one in settings]
         self.n_steps = max(self.limits)
         self.sampler = Sampler(settings, seeds, self.n_steps, self.device)
-        self.rows = torch.arange(len(prompts), device=self.device)
         self.accepted = _accepted_arguments(model)
 
     def run(self, end_ids: frozenset[int]) -> Generated:
@@ -95,42 +98,67 @@ class _Batch:
                 break
             if done >= _COMPACT_AT * len(self.rows):
                 chosen = self._compact(running, chosen)
-            logits = self._forward(chosen[:, None], self.lengths[:, None])
-            self.lengths += 1
+            logits = self._forward(chosen)
         return out
 
     def _prefill(self) -> torch.Tensor:
-        """Last-position logits [B, V]; each distinct prompt is computed once."""
-        from transformers import DynamicCache
-
-        places: dict[tuple[int, ...], int] = {}
-        inverse = [places.setdefault(tuple(prompt), len(places)) for prompt in self.prompts]
-        distinct = list(places)
-        width = max(map(len, distinct))
-        ids = torch.tensor([[self.pad_id] * (width - len(one)) + list(one) for one in distinct], device=self.device)
-        lengths = torch.tensor([len(one) for one in distinct], device=self.device)
-        columns = torch.arange(width, device=self.device)[None]
-        padding = width - lengths[:, None]
-        self.mask = (columns >= padding).long()
-        self.cache: Any = DynamicCache(config=self.model.config)
-        self.lengths = lengths
-        logits = self._call(ids, (columns - padding).clamp_(min=0))
+        """Last-position logits [B, V] in the order of `rows`; each distinct prompt is computed once."""
+        longest_last = sorted(
+            range(len(self.prompts)), key=lambda row: (len(self.prompts[row]), tuple(self.prompts[row]))
+        )
+        distinct: list[tuple[int, ...]] = []
+        places = []
+        for row in longest_last:
+            if not distinct or distinct[-1] != tuple(self.prompts[row]):
+                distinct.append(tuple(self.prompts[row]))
+            places.append(len(distinct) - 1)
+        parts = [self._prefill_piece(piece) for piece in self._pieces(distinct)]
+        width = len(distinct[-1])
+        self.cache = joined([cache for _, cache, _ in parts])
+        self.mask = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask, _, _ in parts])
+        logits = torch.cat([logits for _, _, logits in parts])
+        self.lengths = torch.tensor([len(one) for one in distinct], device=self.device)
+        self.rows = torch.tensor(longest_last, device=self.device)
         if len(distinct) < len(self.prompts):
-            index: Any = torch.tensor(inverse, device=self.device)
+            index = torch.tensor(places, device=self.device)
             self.cache.reorder_cache(index)
             self.mask, self.lengths, logits = self.mask[index], self.lengths[index], logits[index]
         return logits
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        return self._call(ids, positions)
+    def _pieces(self, distinct: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+        """Runs of prompts of similar length (they come sorted), each within the token budget of one forward."""
+        if not joinable(reply_cache(self.model.config, 0)):
+            yield distinct
+            return
+        budget = _PREFILL_TOKENS.get(self.device.type, _PREFILL_TOKENS_ELSEWHERE)
+        start = 0
+        for end in range(1, len(distinct) + 1):
+            if end == len(distinct) or (end + 1 - start) * len(distinct[end]) > budget:
+                yield distinct[start:end]
+                start = end
 
-    def _call(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _prefill_piece(self, piece: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Mask, cache and last-position logits of some prompts, padded on the left."""
+        width = len(piece[-1])
+        ids = torch.tensor([[self.pad_id] * (width - len(one)) + list(one) for one in piece], device=self.device)
+        lengths = torch.tensor([len(one) for one in piece], device=self.device)
+        columns = torch.arange(width, device=self.device)[None] - (width - lengths[:, None])
+        mask = (columns >= 0).long()
+        cache = reply_cache(self.model.config, self.n_steps)
+        return mask, cache, self._call(ids, mask, columns.clamp_(min=0), cache)
+
+    def _forward(self, chosen: torch.Tensor) -> torch.Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        logits = self._call(chosen[:, None], self.mask, self.lengths[:, None], self.cache)
+        self.lengths = self.lengths + 1
+        return logits
+
+    def _call(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         arguments = {
             "input_ids": ids,
-            "attention_mask": self.mask,
+            "attention_mask": mask,
             "position_ids": positions,
-            "past_key_values": self.cache,
+            "past_key_values": cache,
             "use_cache": True,
             "logits_to_keep": 1,
         }
@@ -139,9 +167,7 @@ class _Batch:
         return logits
 
     def _compact(self, running: list[bool], chosen: torch.Tensor) -> torch.Tensor:
-        keep: Any = torch.tensor(
-            [place for place, row in enumerate(self.rows.tolist()) if running[row]], device=self.device
-        )
+        keep = torch.tensor([place for place, row in enumerate(self.rows.tolist()) if running[row]], device=self.device)
         self.cache.reorder_cache(keep)
         self.rows, self.mask, self.lengths = self.rows[keep], self.mask[keep], self.lengths[keep]
         return chosen[keep]
