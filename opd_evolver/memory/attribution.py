@@ -62,17 +62,45 @@ class Cells(NamedTuple):
     squares: Floats
 
 
+def creators(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> set[tuple[str, str]]:
+    """(rollout id, entry id) of the rollouts that brought an entry into being.
+
+    They are those that wrote it (`LedgerRow.created`, or `Entry.source_episodes`, which a merge inherits)
+    in the first wave in which anyone did. A later rollout that writes again what the memory holds already
+    is no creator: leaving it out would drop just the lucky ones among O- and inflate V.
+    """
+    sources = {(episode, entry.entry_id) for entry in entries for episode in entry.source_episodes}
+    episodes = {episode for episode, _ in sources}
+    by_episode: dict[str, set[str]] = {}
+    for episode, entry_id in sources:
+        by_episode.setdefault(episode, set()).add(entry_id)
+    wrote = [
+        (row, {*row.created, *by_episode.get(row.rollout_id, ())})
+        for row in rows
+        if row.created or row.rollout_id in episodes
+    ]
+    first: dict[str, tuple[int, int]] = {}
+    for row, written in wrote:
+        for entry_id in written:
+            first[entry_id] = min(first.get(entry_id, (row.round, row.wave)), (row.round, row.wave))
+    return {
+        (row.rollout_id, entry_id)
+        for row, written in wrote
+        for entry_id in written
+        if (row.round, row.wave) == first[entry_id]
+    }
+
+
 def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
     """Who was a candidate where, and whether it was used.
 
-    Left out: rows whose selection fell back to the ranking, and for each entry the rollouts that
-    created it (`LedgerRow.created` or `Entry.source_episodes`, which a merge inherits).
+    Left out: rows whose selection fell back to the ranking, and for each entry its `creators`.
 
     Raises:
         CorruptionError: a row names an entry that is not among `entries`.
     """
     places = {entry.entry_id: place for place, entry in enumerate(entries)}
-    creators = {(episode, entry.entry_id) for entry in entries for episode in entry.source_episodes}
+    created = creators(rows, entries)
     kept = sorted((row for row in rows if not row.select_fallback), key=lambda row: row.rollout_id)
     groups = sorted({row.group for row in kept})
     group_places = {group: place for place, group in enumerate(groups)}
@@ -81,11 +109,9 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
     lengths: list[int] = []
     for row in kept:
         used = set(row.selected).intersection(row.injected)
-        shown = dict.fromkeys(candidate.entry_id for candidate in row.candidates)
-        own = set(row.created)
         before = len(entry_at)
-        for entry_id in shown:
-            if entry_id in own or (row.rollout_id, entry_id) in creators:
+        for entry_id in dict.fromkeys(candidate.entry_id for candidate in row.candidates):
+            if (row.rollout_id, entry_id) in created:
                 continue
             place = places.get(entry_id)
             if place is None:
@@ -162,8 +188,8 @@ def paper(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attributi
 
     Paper: outcome-calibrated attribution.
     Differs: an entry that was selected but withheld by randomised inclusion counts as O-: it was not in
-        the context. The rollouts that created an entry are no evidence for it, nor are rollouts whose
-        selection was a fallback.
+        the context. The rollouts that created an entry (see `creators`) are no evidence for it, nor are
+        rollouts whose selection was a fallback.
     """
     pairs = evidence(rows, entries)
     cells, size = _cells(pairs), len(entries)

@@ -49,15 +49,21 @@ class Adapter:
         with self.peft.disable_adapter() if self.peft is not None else nullcontext():
             yield self.model
 
-    def save(self, tokenizer: Any, out: Path) -> None:
-        """`policy/` in Hugging Face form, and with LoRA `adapter/` beside it. The adapter is merged by this."""
+    def save(self, tokenizer: Any, target: Path, bare: Path) -> None:
+        """The policy in Hugging Face form; with LoRA it is merged by this, and the bare adapter kept.
+
+        Args:
+            tokenizer: goes with the model.
+            target: folder of the policy.
+            bare: folder of the adapter alone; not written in full training.
+        """
         from opd_evolver.policy.local import save
 
         model = self.model
         if self.peft is not None:
-            save(self.peft, tokenizer, out / "adapter")
+            save(self.peft, tokenizer, bare)
             model = self.peft.merge_and_unload()
-        save(model, tokenizer, out / "policy")
+        save(model, tokenizer, target)
 
 
 def lora_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:

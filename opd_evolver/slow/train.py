@@ -9,195 +9,205 @@ Paper: slow loop, objective and hyperparameters. Differs: frozen teacher, rehear
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from opd_evolver.durable import write_text
+from opd_evolver.environments import registry
 from opd_evolver.params import Params
-from opd_evolver.policy.local import LocalPolicy, weights_digest
+from opd_evolver.policy.local import LocalPolicy, save, weights_digest
 from opd_evolver.records import Example, Record, canonical_json, digest_of
-from opd_evolver.slow import checkpoint
+from opd_evolver.slow import anchor, checkpoint
 from opd_evolver.slow.adapters import Adapter
-from opd_evolver.slow.anchor import Anchor
 from opd_evolver.slow.batches import Mixture
-from opd_evolver.slow.examples import EXAMPLES, OUTCOMES, read_lines, seed_of
+from opd_evolver.slow.examples import EXAMPLES, OUTCOMES, arm, read_lines, seed_of
 from opd_evolver.slow.metrics import rounded
 from opd_evolver.slow.teacher import FrozenTeacher, frozen_copy, same_weights, start_of_round
 from opd_evolver.slow.trainer import Trainer, adamw
 from opd_evolver.slow.views import Outcome
 
-OnProgress = Callable[[int, int, Mapping[str, Any]], None]
+CHECKPOINTS, METRICS, ADAPTER = "checkpoints", "metrics.jsonl", "adapter"
+OnProgress = Callable[[int, int], None]
 
 
 class DistilReport(Record):
-    """What a distillation did. `seconds` and `tokens_per_s` are telemetry and enter no digest.
+    """What a distillation did.
 
     Attributes:
-        weights: digest of the new policy's weights.
-        metrics: one entry per logged step.
-        n_tokens: positions computed: sampled replies, student and teacher forwards.
+        weights_digest: of the new policy.
+        metrics: for the step's result: numbers of steps, examples and tokens, first and last logged values per
+            ability, and (telemetry, in no digest) `tokens_per_s` and `resumed_from`.
+        log: every logged step.
         note: why nothing was trained, if so.
     """
 
-    weights: str
-    policy: str
-    n_steps: int
-    n_examples: dict[str, int]
-    metrics: tuple[dict[str, Any], ...]
-    n_tokens: dict[str, int]
-    resumed_from: int = 0
+    weights_digest: str
+    metrics: dict[str, Any]
+    log: tuple[dict[str, Any], ...] = ()
     note: str = ""
-    seconds: float = 0.0
-    tokens_per_s: float = 0.0
 
 
 def distil(
     policy_path: str | Path,
     base_path: str | Path,
-    examples_file: Path,
-    anchor_file: Path | None,
-    out: Path,
+    examples_folder: Path,
+    target: Path,
+    work: Path,
     params: Params,
     round: int,
     on_progress: OnProgress | None = None,
     *,
     device: str = "cpu",
+    anchor_file: Path | None = None,
 ) -> DistilReport:
-    """Train the policy of a round; writes `out/policy` (Hugging Face form) and `out/metrics.jsonl`.
+    """Train the policy of a round.
 
-    Called again after a kill it goes on from the last checkpoint in `out/checkpoints`, to the same bytes.
+    Called again after a kill it goes on from the last checkpoint in `work`, to the same bytes.
 
     Args:
         policy_path: the policy the round starts from; student and, frozen, teacher.
-        base_path: the base policy; teacher of the anchors.
-        examples_file: `examples.jsonl`; `outcomes.jsonl` beside it gives the margin.
-        anchor_file: `anchors.jsonl`; None for no anchor.
-        out: folder of this training.
+        base_path: the base policy; it plays and scores the rehearsal anchor.
+        examples_folder: `examples.jsonl`, and `outcomes.jsonl` for the margin.
+        target: folder of the new policy, in Hugging Face form; with LoRA merged, and the bare adapter in
+            `work/adapter`.
+        work: checkpoints, anchors and `metrics.jsonl`.
         params: resolved science parameters.
         round: r.
-        on_progress: told (steps done, steps, metrics of the last logged step) after every step.
+        on_progress: told (steps done, steps) after every step.
         device: cpu or cuda; a site setting.
+        anchor_file: anchors built before; None builds `work/anchors.jsonl` from the environments' seed split.
 
     Raises:
         SetupError, CorruptionError: unreadable policy, examples or checkpoint; each names its mend.
     """
     from accelerate import Accelerator
 
-    began = time.perf_counter()
-    slow = params.slow
-    before = torch.get_num_threads()
-    torch.set_num_threads(slow.threads)
+    began, before = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(params.slow.threads)
     try:
         accelerator = Accelerator(cpu=device == "cpu")
-        policy = LocalPolicy.load(
-            policy_path, device=str(accelerator.device), dtype=params.policy.dtype, threads=slow.threads
+        student = _open(policy_path, params, accelerator, params.slow.threads)
+        found = read_lines(examples_folder / EXAMPLES, Example)
+        examples = arm(found, params.slow.hindsight, params.seed)
+        if not examples or params.slow.steps == 0:
+            return _unchanged(student, target, work, examples, accelerator)
+        trainer, identity = _prepare(
+            student, base_path, examples, examples_folder, work, params, round, accelerator, anchor_file
         )
-        examples = read_lines(examples_file, Example)
-        anchors = read_lines(anchor_file, Anchor) if anchor_file is not None else []
-        if not examples or slow.steps == 0:
-            report = _unchanged(policy, out, examples, accelerator)
-        else:
-            trainer = _trainer(policy, base_path, examples, anchors, examples_file, params, round, accelerator)
-            inputs = [policy.version, canonical_json(params.slow), str(params.seed), str(round)]
-            lines = [canonical_json(record) for record in (*examples, *anchors)]
-            report = _run(trainer, out, digest_of([*inputs, *lines]), on_progress, examples)
+        return _run(trainer, target, work, identity, on_progress, began)
     finally:
         torch.set_num_threads(before)
-    seconds = time.perf_counter() - began
-    rate = sum(report.n_tokens.values()) / seconds
-    return report.model_copy(update={"seconds": seconds, "tokens_per_s": rate})
 
 
-def _trainer(
-    policy: LocalPolicy,
+def _open(path: str | Path, params: Params, accelerator: Any, threads: int) -> LocalPolicy:
+    policy = params.policy
+    return LocalPolicy.load(
+        path,
+        device=str(accelerator.device),
+        dtype=policy.dtype,
+        threads=threads,
+        max_prompt_tokens=policy.max_prompt_tokens,
+    )
+
+
+def _prepare(
+    student: LocalPolicy,
     base_path: str | Path,
     examples: Sequence[Example],
-    anchors: Sequence[Anchor],
-    examples_file: Path,
+    examples_folder: Path,
+    work: Path,
     params: Params,
     round: int,
     accelerator: Any,
-) -> Trainer:
-    base: FrozenTeacher | None = None
+    anchor_file: Path | None,
+) -> tuple[Trainer, str]:
+    """A trainer, and the digest of everything that decides what it does."""
+    slow = params.slow
+    rehearses = bool(slow.anchor_examples and slow.mixture.get("anchor", 0) and slow.weights.get("anchor", 0.0))
+    anchors: list[anchor.Anchor] = []
+    base_teacher: FrozenTeacher | None = None
     shared = False
-    if anchors and params.slow.mixture.get("anchor", 0) and params.slow.weights.get("anchor", 0.0):
-        loaded = LocalPolicy.load(base_path, device=str(accelerator.device), dtype=params.policy.dtype)
-        shared = same_weights(loaded.model, policy.model)
-        base = None if shared else frozen_copy(loaded.model)
-    adapter = Adapter(policy.model, params.slow, seed_of("adapter", params.seed, round))
+    if rehearses:
+        # Anchors are played with the serving thread count: their bytes then do not depend on `slow.threads`.
+        base = _open(base_path, params, accelerator, params.policy.threads)
+        file = anchor_file or work / anchor.ANCHORS
+        if accelerator.is_main_process and not file.exists():
+            anchor.write(base, registry.load, params, file)
+        accelerator.wait_for_everyone()
+        anchors = read_lines(file, anchor.Anchor)
+        shared = same_weights(base.model, student.model)
+        base_teacher = None if shared else frozen_copy(base.model)
+    adapter = Adapter(student.model, slow, seed_of("adapter", params.seed, round))
     teacher = start_of_round(adapter)
-    sidecar = examples_file.with_name(OUTCOMES)
-    outcomes = read_lines(sidecar, Outcome) if examples_file.name == EXAMPLES and sidecar.exists() else []
-    return Trainer(
-        policy=policy,
+    sidecar = examples_folder / OUTCOMES
+    outcomes = read_lines(sidecar, Outcome) if sidecar.exists() else []
+    trainer = Trainer(
+        policy=student,
         adapter=adapter,
         teacher=teacher,
-        base=teacher if shared else base,
-        mixture=Mixture(examples, anchors, params.slow, params.seed, round),
+        base=teacher if shared else base_teacher,
+        mixture=Mixture(examples, anchors, slow, params.seed, round),
         outcomes={one.example_id: one for one in outcomes},
         params=params,
         round=round,
         accelerator=accelerator,
-        optimiser=accelerator.prepare(adamw(adapter, params.slow)),
+        optimiser=accelerator.prepare(adamw(adapter, slow)),
     )
+    inputs = [student.version, canonical_json(slow), str(params.seed), str(round), str(accelerator.num_processes)]
+    return trainer, digest_of([*inputs, *(canonical_json(record) for record in (*examples, *anchors))])
 
 
 def _run(
-    trainer: Trainer, out: Path, identity: str, on_progress: OnProgress | None, examples: Sequence[Example]
+    trainer: Trainer, target: Path, work: Path, identity: str, on_progress: OnProgress | None, began: float
 ) -> DistilReport:
-    steps, root = trainer.params.slow.steps, out / "checkpoints"
+    slow, root = trainer.params.slow, work / CHECKPOINTS
     trained, inner = trainer.adapter.trainable(), trainer.optimiser.optimizer
     begun = checkpoint.restore(root, identity, trained, inner)
-    metrics = list(begun.metrics)
+    log = list(begun.metrics)
     main = trainer.accelerator.is_main_process
-    for step in range(begun.step, steps):
+    for step in range(begun.step, slow.steps):
         meter = trainer.step(step)
         if trainer.is_logged(step):
-            metrics.append(rounded({"step": step, **meter.report()}))
+            log.append(rounded({"step": step, **meter.report()}))
         done = step + 1
-        if main and (done % trainer.params.slow.checkpoint_every == 0 or done == steps):
-            checkpoint.save(root, identity, checkpoint.Progress(done, metrics), trained, inner)
+        if main and (done % slow.checkpoint_every == 0 or done == slow.steps):
+            checkpoint.save(root, identity, checkpoint.Progress(done, log), trained, inner)
         if on_progress is not None:
-            on_progress(done, steps, metrics[-1] if metrics else {})
+            on_progress(done, slow.steps)
     if main:
-        write_text(out / "metrics.jsonl", "".join(f"{canonical_json(line)}\n" for line in metrics))
-        trainer.adapter.save(trainer.policy.tokenizer, out)
+        write_text(work / METRICS, "".join(f"{canonical_json(line)}\n" for line in log))
+        trainer.adapter.save(trainer.policy.tokenizer, target, work / ADAPTER)
     trainer.accelerator.wait_for_everyone()
+    seconds = time.perf_counter() - began
     return DistilReport(
-        weights=weights_digest(out / "policy"),
-        policy=str(out / "policy"),
-        n_steps=steps,
-        n_examples=_by_ability(examples),
-        metrics=tuple(metrics),
-        n_tokens=trainer.n_tokens,
-        resumed_from=begun.step,
+        weights_digest=weights_digest(target),
+        metrics={
+            "steps": slow.steps,
+            "mixture": trainer.mixture.counts(),
+            "first": log[0] if log else {},
+            "last": log[-1] if log else {},
+            "tokens": trainer.n_tokens,
+            "tokens_per_s": int(sum(trainer.n_tokens.values()) / seconds),
+            "resumed_from": begun.step,
+        },
+        log=tuple(log),
     )
 
 
-def _unchanged(policy: LocalPolicy, out: Path, examples: Sequence[Example], accelerator: Any) -> DistilReport:
+def _unchanged(
+    policy: LocalPolicy, target: Path, work: Path, examples: Sequence[Example], accelerator: Any
+) -> DistilReport:
     """A round that has nothing to teach leaves the policy as it was."""
-    from opd_evolver.policy.local import save
-
     if accelerator.is_main_process:
-        save(policy.model, policy.tokenizer, out / "policy")
-        write_text(out / "metrics.jsonl", "")
+        write_text(work / METRICS, "")
+        save(policy.model, policy.tokenizer, target)
     accelerator.wait_for_everyone()
+    note = "slow.steps = 0: the policy is unchanged" if examples else "no examples: the policy is unchanged"
+    counts = dict(Counter(example.ability for example in examples))
     return DistilReport(
-        weights=weights_digest(out / "policy"),
-        policy=str(out / "policy"),
-        n_steps=0,
-        n_examples=_by_ability(examples),
-        metrics=(),
-        n_tokens={},
-        note="no examples: the policy is unchanged" if not examples else "slow.steps = 0: the policy is unchanged",
+        weights_digest=weights_digest(target), metrics={"steps": 0, "mixture": counts, "note": note}, note=note
     )
-
-
-def _by_ability(examples: Sequence[Example]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for example in examples:
-        counts[example.ability] = counts.get(example.ability, 0) + 1
-    return counts

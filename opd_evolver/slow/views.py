@@ -91,7 +91,8 @@ def build(
                 else:
                     example, outcome = item
                     views.examples.append(example)
-                    views.outcomes.append(outcome)
+                    # Maintenance has no return of its own.
+                    views.outcomes += [outcome] if example.ability != "maintain" else []
     return views
 
 
