@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 
 from opd_evolver.environments.apps import SPEC as APPS
@@ -42,7 +43,8 @@ def _act(prompt: Prompt, beliefs: Beliefs) -> str:
     value = known[1] if known else beliefs.get((scope, key))
     if value is None:
         n_tried = (len(prompt.messages) - 1) // 2
-        value = str(n_tried % 10) if words[0] in OPS else APPS.values[n_tried]
+        place = (zlib.crc32(f"{task} {n_done}".encode()) + n_tried) % 10
+        value = str(place) if words[0] in OPS else APPS.values[place % len(APPS.values)]
     recited = f"r{known[0]} {known[1]}" if known else f"guess {value}"
     return f"{scope} {key} {recited} do {_key_and_action(words, value)[1]}"
 

@@ -132,7 +132,7 @@ def test_other_tasks_are_refused() -> None:
 
 @pytest.mark.parametrize("n_families", [6, 12])
 def test_coverage_of_the_interval(n_families: int) -> None:
-    """The 95 % interval holds the truth in about 95 % of simulated benchmarks; tasks as clusters would give far less."""
+    """The 95 % interval holds the truth in about 95 % of simulated benchmarks."""
     rng = np.random.default_rng(11)
     n_runs, held, held_paired = 250, 0, 0
     for _ in range(n_runs):
