@@ -140,7 +140,7 @@ def _cells(pairs: Pairs) -> Cells:
     side = cell * 2 + pairs.chosen
     n_sides = 2 * len(keys)
     count = np.bincount(side, minlength=n_sides).astype(np.float64)
-    total = np.bincount(side, weights=pairs.outcome, minlength=n_sides)
+    total = np.bincount(side, weights=pairs.outcome, minlength=n_sides).astype(np.float64)
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     deviation = np.bincount(side, weights=(pairs.outcome - mean[side]) ** 2, minlength=n_sides).astype(np.float64)
     n_minus, n_plus = count[0::2], count[1::2]

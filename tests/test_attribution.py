@@ -1,0 +1,257 @@
+"""V(m): hand-worked cases, an independent reference written from the formulas, and what must not matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.memory.attribution import VARIANTS, attribute
+from opd_evolver.params import AttributionParams
+from opd_evolver.records import Attribution, Candidate, Entry, LedgerRow, SkillContent, TipContent, ToolContent
+
+PARAMS = AttributionParams()
+
+
+def entry(name: str, level: str = "tip", sources: Sequence[str] = ()) -> Entry:
+    content: Any = {
+        "tip": TipContent(text="4", trigger=name),
+        "skill": SkillContent(description=name, steps=("a",)),
+        "tool": ToolContent(name=name, language="x", code="y"),
+    }[level]
+    return Entry(entry_id=name, domain="d", scope="s", content=content, created_round=1, source_episodes=tuple(sources))
+
+
+def row(name: str, group: str, outcome: float, candidates: str, selected: str = "", **changes: Any) -> LedgerRow:
+    """`candidates` and `selected` are space-separated entry names; what is selected is injected."""
+    chosen = tuple(selected.split())
+    fields: dict[str, Any] = dict(
+        rollout_id=name,
+        round=1,
+        wave=1,
+        task_id=f"t-{name}",
+        domain="d",
+        scope="s",
+        group=group,
+        task_text="x",
+        candidates=tuple(Candidate(handle=i, entry_id=m, score=1.0) for i, m in enumerate(candidates.split(), 1)),
+        selected=chosen,
+        injected=chosen,
+        episode_return=outcome,
+        success=outcome == 1.0,
+        turns=(),
+        calls=(),
+        n_prompt_tokens=0,
+        n_reply_tokens=0,
+        policy_version="p",
+        renderer="r",
+    )
+    return LedgerRow(**{**fields, **changes})
+
+
+def value_of(rows: Sequence[LedgerRow], *entries: Entry) -> Attribution:
+    return attribute(rows, entries, PARAMS)[entries[0].entry_id]
+
+
+# ── hand-worked ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_group() -> None:
+    """3 of 4 selected: rho 3/4, Delta 1 - 0 = 1, A 0.75, N+ 3, gamma 1 - 1/2, tip 0.8: V = 0.3."""
+    rows = [row("a", "g", 1, "m", "m"), row("b", "g", 1, "m", "m"), row("c", "g", 1, "m", "m"), row("d", "g", 0, "m")]
+    found = value_of(rows, entry("m"))
+    assert found.value == pytest.approx(0.3)
+    assert found.advantage == pytest.approx(0.75)
+    assert (found.n_selected, found.n_withheld, found.per_group) == (3, 1, {"g": 1.0})
+
+
+def test_groups_add_up_and_one_sided_groups_are_skipped() -> None:
+    """g: rho 1/2, Delta 1; h: rho 1/2, Delta -0.5; k has no O-, l no O+. A = 0.25, N+ = 2, gamma = 1 - 1/sqrt 3."""
+    rows = [
+        row("a", "g", 1, "m", "m"),
+        row("b", "g", 0, "m"),
+        row("c", "h", 0, "m", "m"),
+        row("d", "h", 0.5, "m"),
+        row("e", "k", 1, "m", "m"),
+        row("f", "l", 1, "m"),
+    ]
+    found = value_of(rows, entry("m", "skill"))
+    assert found.value == pytest.approx(1.0 * (1 - 1 / math.sqrt(3)) * 0.25)
+    assert found.per_group == {"g": 1.0, "h": -0.5}
+    assert (found.n_selected, found.n_withheld) == (2, 2)
+
+
+def test_a_harmful_tool_is_negative() -> None:
+    """rho 1/2, Delta -1, N+ 1, gamma 1 - 1/sqrt 2, tool 1.2."""
+    found = value_of([row("a", "g", 0, "m", "m"), row("b", "g", 1, "m")], entry("m", "tool"))
+    assert found.value == pytest.approx(1.2 * (1 - 1 / math.sqrt(2)) * -0.5)
+
+
+def test_reliably_selected_memory_is_not_punished() -> None:
+    """9 of 10, Delta 1: A = 0.9 (the released code's rho(1-rho)Delta would be 0.09)."""
+    rows = [row(f"a{i}", "g", 1, "m", "m") for i in range(9)] + [row("b", "g", 0, "m")]
+    assert value_of(rows, entry("m")).advantage == pytest.approx(0.9)
+
+
+def test_selected_but_withheld_is_the_other_side() -> None:
+    """Randomised inclusion gives O-: rho 1/2, Delta 1."""
+    rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m", "m", injected=(), withheld=("m",))]
+    found = value_of(rows, entry("m"))
+    assert (found.advantage, found.n_selected, found.n_withheld) == (pytest.approx(0.5), 1, 1)
+
+
+def test_interval_by_hand() -> None:
+    """O+ {1, 0}, O- {1, 0}: s^2 = (0.5 + 0.5)/2 = 0.5, Var A = 1/4 * 0.5 * (1/2 + 1/2) = 0.125."""
+    rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m", "m"), row("c", "g", 1, "m"), row("d", "g", 0, "m")]
+    found = value_of(rows, entry("m"))
+    half = 1.959964 * 0.8 * (1 - 1 / math.sqrt(3)) * math.sqrt(0.125)
+    assert (found.value, found.low, found.high) == (
+        pytest.approx(0.0),
+        pytest.approx(-half, rel=1e-6),
+        pytest.approx(half, rel=1e-6),
+    )
+
+
+def test_interval_is_none_where_no_cell_has_two() -> None:
+    found = value_of([row("a", "g", 1, "m", "m"), row("b", "g", 0, "m")], entry("m"))
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+
+
+# ── what is no evidence ───────────────────────────────────────────────────────────────────────
+
+
+def test_no_evidence_is_none_never_zero() -> None:
+    found = attribute([row("a", "g", 1, "m", "m")], [entry("m"), entry("never")], PARAMS)
+    for name in ("m", "never"):
+        assert (found[name].value, found[name].advantage, found[name].low, found[name].n_selected) == (
+            None,
+            None,
+            None,
+            0,
+        )
+    assert attribute([], [], PARAMS) == {}
+    assert attribute([], [entry("m")], PARAMS)["m"].value is None
+
+
+def test_fallback_rows_are_left_out() -> None:
+    rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m")]
+    spoilt = [*rows, row("c", "g", 0, "m", "m", select_fallback=True), row("d", "z", 0, "m", select_fallback=True)]
+    assert value_of(spoilt, entry("m")) == value_of(rows, entry("m"))
+
+
+@pytest.mark.parametrize("told_by", ["row", "entry"])
+def test_the_rollout_that_created_an_entry_is_no_evidence(told_by: str) -> None:
+    rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m")]
+    maker = row("c", "g", 1, "m", "m", created=("m",) if told_by == "row" else ())
+    known = entry("m", sources=("c",) if told_by == "entry" else ())
+    assert value_of([*rows, maker], known) == value_of(rows, entry("m"))
+
+
+def test_a_later_rewriter_is_evidence() -> None:
+    """It had the entry in front of it, guessed right without it and wrote it again: that counts against the entry."""
+    rows = [row("a", "g", 1, "m", "m", wave=2), row("b", "g", 0, "m", wave=2)]
+    maker = row("c", "g", 1, "", created=("m",), wave=1)
+    rewriter = row("d", "g", 1, "m", created=("m",), wave=2)
+    found = value_of([*rows, maker, rewriter], entry("m", sources=("c", "d")))
+    assert found.per_group == {"g": 0.5}
+    assert found.n_withheld == 2
+
+
+def test_unknown_candidates_and_levels_are_errors() -> None:
+    with pytest.raises(CorruptionError, match="no entry has"):
+        attribute([row("a", "g", 1, "ghost", "ghost")], [entry("m")], PARAMS)
+    with pytest.raises(SetupError, match="no alpha for tip"):
+        attribute([], [entry("m")], AttributionParams(alpha={"skill": 1.0}))
+    with pytest.raises(SetupError, match="variant"):
+        attribute([], [], PARAMS.model_copy(update={"variant": "nonsense"}))
+    assert set(VARIANTS) == {"paper"}
+
+
+# ── an independent reference ──────────────────────────────────────────────────────────────────
+
+
+def reference(rows: Sequence[LedgerRow], known: Entry) -> tuple[float | None, int]:
+    """V and N+ of one entry by plain loops, written from the formulas."""
+    wrote = [r for r in rows if known.entry_id in r.created or r.rollout_id in known.source_episodes]
+    first = min(((r.round, r.wave) for r in wrote), default=None)
+    makers = {r.rollout_id for r in wrote if (r.round, r.wave) == first}
+    total, n_plus = 0.0, 0
+    for group in sorted({r.group for r in rows}):
+        plus, minus = [], []
+        for r in rows:
+            shown = known.entry_id in [c.entry_id for c in r.candidates]
+            if r.group != group or r.select_fallback or not shown or r.rollout_id in makers:
+                continue
+            used = known.entry_id in r.selected and known.entry_id in r.injected
+            (plus if used else minus).append(r.episode_return)
+        if plus and minus:
+            rho = len(plus) / (len(plus) + len(minus))
+            total += rho * (sum(plus) / len(plus) - sum(minus) / len(minus))
+            n_plus += len(plus)
+    if n_plus == 0:
+        return None, 0
+    return PARAMS.alpha[known.level] * (1 - 1 / math.sqrt(1 + n_plus)) * total, n_plus
+
+
+NAMES = ("m0", "m1", "m2", "m3")
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> tuple[list[LedgerRow], list[Entry]]:
+    subsets = st.lists(st.sampled_from(NAMES), unique=True)
+    rows = []
+    for number in range(draw(st.integers(0, 24))):
+        candidates = draw(subsets)
+        selected = [m for m in candidates if draw(st.booleans())]
+        injected = [m for m in selected if draw(st.integers(0, 4))]
+        rows.append(
+            row(
+                f"r{number}",
+                draw(st.sampled_from("ghk")),
+                draw(st.sampled_from((0.0, 0.25, 0.5, 1.0))),
+                " ".join(candidates),
+                " ".join(selected),
+                injected=tuple(injected),
+                created=tuple(draw(subsets)) if draw(st.integers(0, 3)) == 0 else (),
+                select_fallback=draw(st.integers(0, 5)) == 0,
+                wave=draw(st.integers(0, 2)),
+            )
+        )
+    levels = ("tip", "skill", "tool")
+    episodes = st.lists(st.sampled_from([f"r{n}" for n in range(24)]), max_size=2)
+    return rows, [entry(m, draw(st.sampled_from(levels)), draw(episodes)) for m in NAMES]
+
+
+@settings(max_examples=150, deadline=None)
+@given(ledgers())
+def test_equals_the_reference(made: tuple[list[LedgerRow], list[Entry]]) -> None:
+    rows, entries = made
+    found = attribute(rows, entries, PARAMS)
+    for known in entries:
+        value, n_plus = reference(rows, known)
+        assert found[known.entry_id].n_selected == n_plus
+        if value is None:
+            assert found[known.entry_id].value is None
+        else:
+            assert found[known.entry_id].value == pytest.approx(value, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ledgers(), st.randoms(use_true_random=False))
+def test_row_order_and_group_names_change_no_bit(made: tuple[list[LedgerRow], list[Entry]], random: Any) -> None:
+    rows, entries = made
+    expected = attribute(rows, entries, PARAMS)
+    mixed = rows.copy()
+    random.shuffle(mixed)
+    assert attribute(mixed, entries, PARAMS) == expected
+    names = {"g": "zz", "h": "a", "k": "mm"}
+    renamed = attribute([r.model_copy(update={"group": names[r.group]}) for r in mixed], entries, PARAMS)
+    for entry_id, one in expected.items():
+        per_group = {names[group]: delta for group, delta in one.per_group.items()}
+        assert renamed[entry_id] == one.model_copy(update={"per_group": per_group})
