@@ -6,7 +6,9 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from opd_evolver.memory.ledger import Ledger
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import entry_of
 from opd_evolver.records import (
@@ -77,6 +79,13 @@ def wave(number: int, *, n: int = 4, round: int = 1, lineage: str = "run") -> Le
     ]
     rows.append(row(f"r{number}-alone", wave=number, round=round))
     return LedgerSegment(lineage=lineage, round=round, wave=number, rows=tuple(rows), entries=(*new, *old))
+
+
+def filled(folder: Path, n: int = 3, lineage: str = "run") -> Ledger:
+    ledger = Ledger(folder)
+    for number in range(n):
+        ledger.append(wave(number, lineage=lineage), {f"r{number}-alone": 0.5})
+    return ledger
 
 
 def in_child(work: Callable[[], None]) -> int:

@@ -25,8 +25,8 @@ from opd_evolver.memory.segment import (
     decode,
     encode,
     fold,
+    head_of,
     migrate,
-    split_lines,
 )
 from opd_evolver.records import (
     SCHEMA_VERSION,
@@ -100,7 +100,7 @@ class Ledger:
         previous = ""
         for sequence, key in enumerate(self.segment_keys()):
             if key not in self._heads:
-                _, self._heads[key] = split_lines(self._bytes(key), self.folder / key.name)
+                self._heads[key] = head_of(self._bytes(key), self.folder / key.name)
             head = self._heads[key]
             if (head.key, head.sequence, head.previous) != (key, sequence, previous):
                 raise CorruptionError(
@@ -208,11 +208,11 @@ class Ledger:
             raise SetupError(
                 f"cannot commit {key.name}: {error.seen}", "finite numbers and valid records", "report it as a bug"
             ) from None
-        return split_lines(data, where)[1]
+        return head_of(data, where)
 
     def _migrate(self, migrations: Mapping[int, Migration]) -> None:
         backup = self.folder.with_name(f"{self.folder.name}.before-schema-{SCHEMA_VERSION}")
-        heads = [split_lines(self._bytes(key), self.folder / key.name)[1] for key in self.segment_keys()]
+        heads = [head_of(self._bytes(key), self.folder / key.name) for key in self.segment_keys()]
         if all(head.schema_version == SCHEMA_VERSION for head in heads):
             self._heads = {head.key: head for head in heads}
             return
@@ -220,7 +220,7 @@ class Ledger:
         for head in heads:
             path = self.folder / head.key.name
             moved[path.name] = migrate(self._bytes(head.key), path, previous, migrations)
-            previous = split_lines(moved[path.name], path)[1].digest
+            previous = head_of(moved[path.name], path).digest
         if not backup.exists():  # a killed migration starts again from a mixture: its backup is the first one
             with durable.new_folder(backup) as copy:
                 shutil.copytree(self.folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock", ".*"))

@@ -127,8 +127,8 @@ def encode(segment: LedgerSegment, sequence: int, previous: str) -> bytes:
     return encode_lines(header, lines)
 
 
-def split_lines(data: bytes, where: Path) -> tuple[Lines, SegmentHead]:
-    """Checks a segment's bytes and reads its lines (header first, end line left out).
+def head_of(data: bytes, where: Path) -> SegmentHead:
+    """Checks a segment's bytes; reads only its first and its last line.
 
     Raises:
         CorruptionError: truncated or altered.
@@ -136,30 +136,33 @@ def split_lines(data: bytes, where: Path) -> tuple[Lines, SegmentHead]:
     """
     raw = data.splitlines(keepends=True)
     try:
-        end = json.loads(raw[-1])
-        lines: Lines = [json.loads(line) for line in raw[:-1]]
-        header = lines[0]
-        version = int(header["schema_version"])
+        header, end = json.loads(raw[0]), json.loads(raw[-1])
         head = SegmentHead(
             SegmentKey(header["round"], header["wave"], header["part"]),
             header["sequence"],
             header["previous"],
             end["digest"],
             end["content_digest"],
-            version,
+            int(header["schema_version"]),
         )
-        whole = end["kind"] == "end" and end["n_lines"] == len(lines) and digest_of(raw[:-1]) == end["digest"]
+        whole = end["kind"] == "end" and end["n_lines"] == len(raw) - 1 and digest_of(raw[:-1]) == end["digest"]
     except (ValueError, KeyError, IndexError, TypeError):
         whole = False
     if not whole:
         raise CorruptionError(f"ledger segment {where} is truncated or altered", "its own digest at the end", MEND)
-    if version > SCHEMA_VERSION:
+    if head.schema_version > SCHEMA_VERSION:
         raise SchemaError(
-            f"ledger segment {where} has schema {version}",
+            f"ledger segment {where} has schema {head.schema_version}",
             f"schema {SCHEMA_VERSION} or older",
             "install the newer opd-evolver: pip install -U opd-evolver",
         )
-    return lines, head
+    return head
+
+
+def split_lines(data: bytes, where: Path) -> tuple[Lines, SegmentHead]:
+    """A checked segment's lines, header first, end line left out; raises like `head_of`."""
+    head = head_of(data, where)
+    return [json.loads(line) for line in data.splitlines()[:-1]], head
 
 
 def decode(data: bytes, where: Path) -> LedgerSegment:

@@ -19,7 +19,7 @@ from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.memory.embed import open_embedder
 from opd_evolver.memory.lock import LedgerLock
 from opd_evolver.memory.replay import digest_entries
-from opd_evolver.memory.segment import SegmentHead, decode, split_lines
+from opd_evolver.memory.segment import SegmentHead, decode, head_of
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.records import LEVELS, SCHEMA_VERSION, Entry, LedgerRow, Record, canonical_json, digest_of
@@ -149,7 +149,7 @@ def _segments(folder: Path) -> Iterator[tuple[bytes, SegmentHead]]:
         lines.append(line)
         if line.startswith(b'{"content_digest"'):
             data = b"".join(lines)
-            yield data, split_lines(data, path)[1]
+            yield data, head_of(data, path)
             lines = []
     if lines:
         raise CorruptionError(f"{path} ends inside a segment", "an end line", MEND)
