@@ -122,17 +122,17 @@ class _Desk:
         return self._merge(command, chosen)
 
     def _lookup(self, query: str) -> str:
-        settings = self.settings
+        known = {entry.entry_id for entry in self.shown} | self.gone
+        limit, alpha = self.settings.shown + len(known), self.settings.alpha
         found = [
             hit
             for domain in self.domains
             for hit in self.repository.retrieve(
-                query, domain=domain, scope="", limit=settings.shown, alpha=settings.alpha, scope_filter=False
+                query, domain=domain, scope="", limit=limit, alpha=alpha, scope_filter=False
             )
         ]
-        known = {entry.entry_id for entry in self.shown} | self.gone
         found.sort(key=lambda hit: (-hit[1], hit[0].entry_id))
-        return self._show([entry for entry, _ in found if entry.entry_id not in known][: settings.shown])
+        return self._show([entry for entry, _ in found if entry.entry_id not in known][: self.settings.shown])
 
     def _show(self, entries: list[Entry]) -> str:
         if not entries:
