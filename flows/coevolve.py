@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -29,6 +28,7 @@ def coevolve(
     preset: str | None = None,
     overrides: dict[str, Any] | None = None,
     fork: bool = False,
+    resume: bool = False,
 ) -> str:
     """Begin, resume or extend the run `name` and take it to its last round.
 
@@ -37,10 +37,14 @@ def coevolve(
         preset: a preset shipped in the package; without it the project's params.yaml.
         overrides: dotted key → value, written resolved into the run.
         fork: open a new lineage when science parameters changed.
+        resume: take the existing run to its end with the parameters it was begun with.
     """
     root = prepare.artifact_root()
     try:
-        run = prepare.open_for_work(root, name, preset=preset, overrides=overrides or {}, fork=fork)
+        if resume:
+            run = lineage.open_run(root, name)
+        else:
+            run = prepare.open_for_work(root, name, preset=preset, overrides=overrides or {}, fork=fork)
         if run.is_complete():
             print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
             publish.versions(run)
@@ -83,6 +87,7 @@ def main() -> int:
     parser.add_argument("--preset")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs")
     parser.add_argument("--fork", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
     from opd_evolver.params import parse_set
 
@@ -90,12 +95,12 @@ def main() -> int:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     try:
         overrides = parse_set(given.pairs)
-        run = prepare.finished_run(Path.cwd(), given.name, preset=given.preset, overrides=overrides, fork=given.fork)
-        if run is not None:
+        if given.resume or not prepare.nothing_to_do(given.name, given.preset, overrides, fork=given.fork):
+            coevolve(given.name, given.preset, overrides, given.fork, given.resume)
+        else:
+            run = lineage.open_run(prepare.artifact_root(), given.name)
             print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
             publish.reports(run)
-            return 0
-        coevolve(name=given.name, preset=given.preset, overrides=overrides, fork=given.fork)
     except OpdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -83,7 +83,8 @@ def rollback(given: argparse.Namespace) -> int:
         verify(folder / "memory")
     branched = lineage.branch(root, given.name, given.round)
     tree = {"lineage": branched.lineage, "from": {"lineage": run.lineage, "round": given.round}}
-    text = f"lineage `{branched.lineage}` opened from round {given.round} of `{run.lineage}`; go on with: opd resume {given.name}"
+    opened = f"lineage `{branched.lineage}` opened from round {given.round} of `{run.lineage}`"
+    text = f"{opened}; go on with: opd resume {given.name}"
     return _print(tree, text, given)
 
 

@@ -17,9 +17,9 @@ def rounds(given: argparse.Namespace) -> int:
 def print_rounds(run: Run, *, as_json: bool) -> None:
     """The run's table, or the object that `opd rounds --json` promises."""
     from opd_evolver.benchmark.report import rounds_table
-    from opd_evolver.steps.publish import rounds_object
+    from opd_evolver.steps.publish import rounds_tree
 
-    tree = rounds_object(run)
+    tree = rounds_tree(run)
     if as_json:
         print(json.dumps(tree, ensure_ascii=False, indent=2))
         return

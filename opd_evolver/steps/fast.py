@@ -9,7 +9,7 @@ from pathlib import Path
 from opd_evolver.environments import registry
 from opd_evolver.fast.committer import commit_wave, is_committed, memory_state
 from opd_evolver.fast.maintenance import MaintenanceSettings, maintain_barrier
-from opd_evolver.fast.microbatch import read_wave, run_microbatches
+from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.lineage import RunPaths
 from opd_evolver.memory.snapshot import restore, write_snapshot
@@ -77,14 +77,14 @@ def barrier(job: Job, out: Path) -> StepResult:
         metrics: dict[str, object] = {}
         if not is_committed(memory, wave):
             state = memory_state(memory, wave)
-            results = read_wave(wave, [_microbatches(job)], runner, memory_state=state)
+            inputs = Inputs(runner.settings, runner.policy.version, state)
+            results = read_wave(wave, [_microbatches(job)], inputs)
             report = commit_wave(memory, wave, results, lineage=job.lineage)
             metrics = {
                 "n_rollouts": report.n_rollouts,
                 "mean_return": report.mean_return,
                 "n_new": report.n_new,
                 "rejected": dict(report.rejected),
-                "episode_seconds": report.seconds,
             }
         settings = MaintenanceSettings.of(job.typed_params())
         maintain_barrier(memory, wave, runner.policy, settings, lineage=job.lineage)

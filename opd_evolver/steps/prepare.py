@@ -51,6 +51,11 @@ def finished_run(
     return run if run.is_complete() else None
 
 
+def nothing_to_do(name: str, preset: str | None, overrides: Mapping[str, Any], *, fork: bool = False) -> bool:
+    """Whether the run has all its rounds under these very parameters."""
+    return finished_run(artifact_root(), name, preset=preset, overrides=overrides, fork=fork) is not None
+
+
 def base(run: Run) -> None:
     """Record the base policy's path and weights digest once (base.json), checking that it can be read."""
     path = run.owner(0).run / "base.json"

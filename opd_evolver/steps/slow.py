@@ -6,9 +6,11 @@ from pathlib import Path
 
 from opd_evolver import contracts as data_contracts
 from opd_evolver.durable import write_text
+from opd_evolver.lineage import RunPaths
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
-from opd_evolver.records import canonical_json
+from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.settings import load_settings
 from opd_evolver.slow import examples as example_sets
 from opd_evolver.slow import leakage, views
 from opd_evolver.step import Job, StepResult, result
@@ -44,14 +46,15 @@ def examples(job: Job, out: Path) -> StepResult:
 
 def contracts(job: Job, out: Path) -> StepResult:
     """Great Expectations over memory, ledger and examples; a failed one stops the round before training."""
-    reports = {
-        "memory": data_contracts.check_memory(job.path("memory")),
-        "ledger": data_contracts.check_ledger(job.path("memory")),
-        "examples": data_contracts.check_examples(job.path("examples")),
-    }
-    for report in reports.values():
-        data_contracts.enforce(report)
-    return result(job, metrics={name: report.seconds for name, report in reports.items()})
+    reports = (
+        data_contracts.check_memory(job.path("memory")),
+        data_contracts.check_ledger(job.path("memory"), job.round),
+        data_contracts.check_examples(job.path("examples"), job.typed_params().slow.hindsight),
+    )
+    for report in reports:
+        write_text(out / f"{report.name}.json", canonical_json(report) + "\n")
+    data_contracts.enforce(*reports)
+    return result(job, metrics={report.name: report.n_rows for report in reports})
 
 
 def distil(job: Job, out: Path) -> StepResult:
@@ -59,14 +62,21 @@ def distil(job: Job, out: Path) -> StepResult:
     from opd_evolver.slow.train import distil as train
 
     report = train(
-        policy_path=job.path("policy"),
-        base_path=job.path("base"),
-        examples_folder=job.path("examples"),
-        target=job.path("target"),
-        work=out,
-        params=job.typed_params(),
-        round=job.round,
-        device=resources.load_settings().device,
-        on_progress=lambda done, total: report_job(job, "distillation", done, total),
+        job.path("policy"),
+        job.path("base"),
+        job.path("examples"),
+        job.path("target"),
+        out,
+        job.typed_params(),
+        job.round,
+        lambda done, total: report_job(job, "distillation", done, total),
+        device=load_settings().device,
+        anchor_file=_anchors(job),
     )
-    return result(job, digests={"weights": report.weights_digest}, metrics=report.metrics)
+    return result(job, digests={"weights": report.weights_digest}, metrics={**report.metrics, "note": report.note})
+
+
+def _anchors(job: Job) -> Path:
+    """Where the base policy's rehearsal episodes lie: played in the first round, the same for all."""
+    key = digest_of([job.input_digests["base"], job.typed_params().digest()])[:16]
+    return RunPaths(Path(job.root), job.lineage).run / "anchors" / f"{key}.jsonl"

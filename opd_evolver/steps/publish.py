@@ -1,0 +1,141 @@
+"""The end of a round: its summary (which makes it finished), its row in MLflow, its pointers in DVC, the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from opd_evolver import step
+from opd_evolver.benchmark.measure import RoundMeasurement
+from opd_evolver.benchmark.report import columns_json, rounds_object, rounds_table
+from opd_evolver.durable import write_text
+from opd_evolver.lineage import Run
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
+from opd_evolver.steps import plan
+from opd_evolver.steps.benchmark import read_measurement
+
+
+def _done(job: step.Job) -> step.StepResult:
+    found = step.finished(job)
+    if found is None:
+        raise ValueError(f"step {job.step} of round {job.round} has not finished")
+    return found
+
+
+def round_zero(run: Run) -> None:
+    """Round 0 is finished when the base policy has been measured."""
+    measured = _done(plan.benchmark_job(run, 0, "", ""))
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "round": 0,
+        "champion": 0,
+        "measurement": measurement_of(run, 0).model_dump(mode="json"),
+        "seconds": measured.seconds,
+    }
+    write_text(run.paths.summary(0), canonical_json(tree) + "\n")
+    _track(run, 0)
+
+
+def measurement_of(run: Run, round_: int) -> RoundMeasurement:
+    """A round's measurement: from its summary once finished, from its step before."""
+    if (summary := run.summary(round_)) is not None:
+        return RoundMeasurement.model_validate(summary["measurement"])
+    return read_measurement(run.paths.step(round_, "benchmark"))
+
+
+def finish_round(run: Run, round_: int) -> None:
+    """Write the summary, which is what makes a round finished; then track it and drop what only it needed."""
+    snapshot = _done(plan.snapshot_job(run, round_))
+    memory = snapshot.digests["entries"] + snapshot.digests["ledger"]
+    examples = _done(plan.examples_job(run, round_, memory))
+    distil = _done(plan.distil_job(run, round_, examples.digests["examples"]))
+    measured = _done(plan.benchmark_job(run, round_, memory, distil.digests["weights"]))
+    gate = _done(plan.gate_job(run, round_, measured.digests["benchmark"]))
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "round": round_,
+        "champion": round_ if gate.metrics["promoted"] else plan.champion(run, round_).round,
+        "gate": gate.metrics,
+        "digests": {
+            "entries": snapshot.digests["entries"],
+            "ledger": snapshot.digests["ledger"],
+            "examples": examples.digests["examples"],
+            "weights": distil.digests["weights"],
+        },
+        "memories": snapshot.metrics["memories"],
+        "fast": snapshot.metrics,
+        "examples": examples.metrics,
+        "distil": distil.metrics,
+        "measurement": measurement_of(run, round_).model_dump(mode="json"),
+        "seconds": seconds_of(run, round_),
+        "tokens": int(snapshot.metrics["tokens"]) + measurement_of(run, round_).tokens,
+    }
+    write_text(run.paths.summary(round_), canonical_json(tree) + "\n")
+    for old in run.paths.live(round_).parent.glob("*"):
+        if old != run.paths.live(round_):
+            shutil.rmtree(old)
+    _track(run, round_)
+
+
+def seconds_of(run: Run, round_: int) -> float:
+    """Time spent in the steps of a round, summed."""
+    results = run.paths.step(round_, "").glob("**/result.json")
+    return round(sum(float(json.loads(path.read_text())["seconds"]) for path in results), 1)
+
+
+def _track(run: Run, round_: int) -> None:
+    from opd_evolver.steps import track
+
+    track.round_(run, round_)
+
+
+def rounds_tree(run: Run) -> dict[str, Any]:
+    """The object of `opd rounds --json`."""
+    rounds = run.finished_rounds()
+    summaries = [summary for r in rounds if (summary := run.summary(r)) is not None]
+    facts = [
+        {key: one[key] for key in ("round", "gate", "digests", "memories", "seconds", "tokens")} for one in summaries
+    ]
+    return rounds_object(
+        name=run.identity.name,
+        lineage=run.lineage,
+        preset=run.params.preset,
+        base=measurement_of(run, 0),
+        measured=[measurement_of(run, r) for r in rounds],
+        rounds=facts,
+    )
+
+
+def reports(run: Run) -> Path:
+    """reports/<name>/: metrics.json, rounds.csv and rounds.txt, what DVC and people read. Same rounds, same bytes."""
+    folder = run.root / "reports" / run.identity.name
+    tree = rounds_tree(run)
+    metrics: dict[str, Any] = {"base": columns_json(measurement_of(run, 0).columns)["alone"]["mean"]}
+    lines = ["round,alone,with_memory,retention"]
+    for one in tree["rounds"]:
+        means = {name: (one["columns"][name] or {}).get("mean") for name in ("alone", "with_memory", "retention")}
+        metrics[f"round-{one['round']:03d}"] = means
+        lines.append(",".join(str(value) for value in (one["round"], *means.values())))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "rounds.csv", "\n".join(lines) + "\n")
+    write_text(folder / "rounds.txt", rounds_table(tree) + "\n")
+    return folder
+
+
+def round_line(run: Run, round_: int) -> str:
+    """One line for the log when a round is finished."""
+    summary = run.summary(round_)
+    columns = measurement_of(run, round_).columns
+    together = columns.with_memory.mean if columns.with_memory else None
+    verdict = summary["gate"]["reason"] if summary else ""
+    return f"round {round_}: alone {columns.alone.mean}, with memory {together}; {verdict}"
+
+
+def versions(run: Run) -> None:
+    """Reports, and pointers of every finished round under DVC."""
+    reports(run)
+    from opd_evolver.steps import track
+
+    track.pointers(run)
