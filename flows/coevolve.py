@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from flows.benchmark import benchmark
 from flows.fast_loop import fast_loop
 from flows.slow_loop import slow_loop
-from opd_evolver import lineage
+from opd_evolver import lineage, writer
 from opd_evolver.errors import GateRefusal, OpdError
 from opd_evolver.steps import plan, prepare, progress, publish
 
@@ -49,7 +49,7 @@ def coevolve(
             print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
             publish.versions(run)
             return run.lineage
-        with lineage.writing(run, {"flow_run_id": flow_run.id}):
+        with writer.writing(run, {"flow_run_id": flow_run.id}):
             progress.clear_error(run)
             prepare.base(run)
             _evolve(run)

@@ -1,4 +1,4 @@
-"""Run identity: one name, its lineages, its rounds, and who may write to it now.
+"""Run identity: one name, its lineages and its rounds.
 
 The same command again resumes; changed science parameters are listed and refused; more rounds
 extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and undo returns.
@@ -12,10 +12,7 @@ extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and und
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +112,7 @@ class Run:
 
     def finished_rounds(self) -> list[int]:
         """Finished rounds from 1 on, without gaps."""
-        done = []
+        done: list[int] = []
         while self.summary(len(done) + 1) is not None:
             done.append(len(done) + 1)
         return done
@@ -301,27 +298,3 @@ def _write_identity(root: Path, identity: RunIdentity, params: Params) -> RunIde
     write_text(paths.params, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     write_text(paths.identity, canonical_json(identity) + "\n")
     return identity
-
-
-@contextmanager
-def writing(run: Run, note: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Hold the run for this process; a dead owner's hold is taken over.
-
-    Raises:
-        SetupError: another live process writes to this run.
-    """
-    from opd_evolver.processes import alive, me
-
-    path = run.paths.run / "writer.json"
-    holder = read_json(path) if path.exists() else None
-    if holder is not None and holder["pid"] != os.getpid() and alive(holder["pid"], holder["started"]):
-        raise SetupError(
-            f"run `{run.lineage}` is being written by process {holder['pid']}",
-            "one writer",
-            "wait for it, or stop it; then: opd resume",
-        )
-    write_text(path, canonical_json({**me(), **(note or {})}))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

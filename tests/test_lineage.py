@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_evolver import lineage
+from opd_evolver import lineage, writer
 from opd_evolver.durable import append_line, write_text
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.lineage import RunPaths
@@ -112,11 +112,11 @@ def test_one_writer_at_a_time_and_a_dead_one_is_taken_over(tmp_path: Path) -> No
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         write_text(path, canonical_json({"pid": child.pid, "started": started(child.pid)}))
-        with pytest.raises(SetupError, match=f"process {child.pid}"), lineage.writing(run):
+        with pytest.raises(SetupError, match=f"process {child.pid}"), writer.writing(run):
             pass
     finally:
         child.kill()
         child.wait()
-    with lineage.writing(run, {"flow_run_id": "x"}):
+    with writer.writing(run, {"flow_run_id": "x"}):
         assert lineage.read_json(path)["pid"] == os.getpid()
     assert not path.exists()

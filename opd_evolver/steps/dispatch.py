@@ -16,9 +16,9 @@ from typing import Any
 from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError, SetupError
 from opd_evolver.lineage import Run, read_json
-from opd_evolver.processes import alive
 from opd_evolver.records import canonical_json
 from opd_evolver.steps.progress import clear_error, error_path
+from opd_evolver.writer import holder
 
 DEPLOYMENT = "coevolve/default"
 POLL_S = 0.5
@@ -33,19 +33,10 @@ class Stopped(OpdError):
         self.exit_code = exit_code
 
 
-def writer(run: Run) -> dict[str, Any] | None:
-    """Who holds the run now: {pid, started, flow_run_id, live}; None when nobody ever took it or it was released."""
-    path = run.paths.run / "writer.json"
-    if not path.exists():
-        return None
-    held = read_json(path)
-    return {**held, "live": alive(held["pid"], held["started"])}
-
-
 def wait_for_writer(run: Run, tick: Tick) -> bool:
     """Wait for a live process that is already at work on this run; True when there was one."""
     waited = False
-    while (held := writer(run)) is not None and held["live"]:
+    while (held := holder(run)) is not None and held["live"]:
         waited = True
         tick()
         time.sleep(POLL_S)
@@ -164,7 +155,7 @@ def through_worker(run: Run, tick: Tick) -> None:
 
 def release_zombie(run: Run) -> None:
     """A flow run whose process was killed stays `Running` and holds its slot: mark it crashed."""
-    held = writer(run)
+    held = holder(run)
     if held is None or held["live"] or not held.get("flow_run_id"):
         return
     from prefect.client.orchestration import get_client

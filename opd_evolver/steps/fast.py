@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opd_evolver.environments import registry
 from opd_evolver.fast.committer import commit_wave, is_committed, memory_state
-from opd_evolver.fast.maintenance import MaintenanceSettings, maintain_barrier
+from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings, maintain_barrier
 from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.lineage import RunPaths
@@ -86,8 +86,15 @@ def barrier(job: Job, out: Path) -> StepResult:
                 "n_new": report.n_new,
                 "rejected": dict(report.rejected),
             }
-        settings = MaintenanceSettings.of(job.typed_params())
-        maintain_barrier(memory, wave, runner.policy, settings, lineage=job.lineage)
+        params = job.typed_params()
+        maintain_barrier(
+            memory,
+            wave,
+            runner.policy,
+            MaintenanceSettings.of(params),
+            lineage=job.lineage,
+            outage_retries=params.fast.outage_retries,
+        )
     return result(job, metrics=metrics)
 
 
@@ -95,7 +102,7 @@ def snapshot(job: Job, out: Path) -> StepResult:
     """The round's memory as an immutable, canonical folder."""
     with resources.live_memory(job, read_only=True) as memory:
         info = write_snapshot(memory, job.path("snapshot"), job.round, job.lineage)
-        rows = memory.ledger.rows(job.round)
+        rows = [row for row in memory.ledger.rows(job.round) if row.group != GROUP]
     return result(
         job,
         digests={"entries": info.digest_entries, "ledger": info.digest_ledger},

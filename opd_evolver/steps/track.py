@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from typing import Any
+
+from opd_evolver.benchmark.measure import RoundMeasurement
+from opd_evolver.benchmark.report import columns_json
 from opd_evolver.lineage import Run
+from opd_evolver.params import flat
+from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.settings import load_settings
 
 
 def round_(run: Run, number: int) -> None:
-    """Log a round to MLflow; the same round again changes nothing."""
+    """Log a finished round to MLflow; the same round again changes nothing.
+
+    Raises:
+        OutageError: the tracking server does not answer; the round itself is safe on disk.
+    """
+    from opd_evolver.tracking import RoundRecord, open_tracker
+
+    summary = run.summary(number)
+    if summary is None:
+        raise ValueError(f"round {number} has not finished")
+    measured = RoundMeasurement.model_validate(summary["measurement"])
+    digests = summary.get("digests", {})
+    tracker = open_tracker(run.root, load_settings().mlflow_tracking_uri)
+    record = RoundRecord(
+        name=run.identity.name,
+        lineage=run.lineage,
+        preset=run.params.preset,
+        round=number,
+        digest=digest_of([canonical_json([summary["measurement"], digests, summary.get("gate")])]),
+        params={key: str(value) for key, value in flat(run.params.science()).items()},
+        metrics=metrics_of(measured, summary),
+        headline=headline_of(measured),
+        tags=_tags(run, summary),
+        files={"measurement.json": json.dumps(summary["measurement"], indent=2, sort_keys=True)},
+        policy_digest=digests.get("weights"),
+        policy_path=str((run.paths.version(number) / "policy").relative_to(run.root)) if digests else "",
+        promoted=bool(summary.get("gate", {}).get("promoted")),
+    )
+    tracker.log_round(record)
+
+
+def metrics_of(measured: RoundMeasurement, summary: dict[str, Any]) -> dict[str, float]:
+    """Every mean and bound of a round by name, the same names every round."""
+    found = flat(columns_json(measured.columns))
+    found |= flat({"memories": summary.get("memories", {}), "distil": summary.get("distil", {})})
+    found |= {"tokens": summary.get("tokens"), "train_success": summary.get("fast", {}).get("train_success")}
+    return {
+        key.replace("-", "_").replace(".", "/"): float(value)
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def headline_of(measured: RoundMeasurement) -> dict[str, float]:
+    """The curves of the parent run."""
+    columns = measured.columns
+    estimates = {"alone": columns.alone, "with_memory": columns.with_memory, "retention": columns.retention}
+    return {name: found.mean for name, found in estimates.items() if found is not None and found.mean is not None}
+
+
+def _tags(run: Run, summary: dict[str, Any]) -> dict[str, str]:
+    digests = summary.get("digests", {})
+    writer = run.paths.run / "writer.json"
+    held = json.loads(writer.read_text()) if writer.exists() else {}
+    tags = {
+        "memory.digest": digests.get("entries", "empty"),
+        "policy.digest": digests.get("weights", "base"),
+        "flow_run_id": str(held.get("flow_run_id") or ""),
+        "git.sha": _git_sha(run),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _git_sha(run: Run) -> str:
+    """The commit of the project's folder, or nothing where it is no git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=run.root, capture_output=True, text=True, check=False, timeout=10
+        )
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def pointers(run: Run) -> None:
-    """`dvc add` every finished round's folders, pointer beside them."""
+    """`dvc add` every finished round's folders, pointer beside them. Outside a DVC project nothing happens."""

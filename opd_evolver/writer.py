@@ -1,0 +1,45 @@
+"""Who writes to a run now: one process at a time, named by pid and start time, so that a dead one is taken over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opd_evolver.durable import write_text
+from opd_evolver.errors import SetupError
+from opd_evolver.lineage import Run, read_json
+from opd_evolver.processes import alive, me
+from opd_evolver.records import canonical_json
+
+
+def holder(run: Run) -> dict[str, Any] | None:
+    """Who holds the run: {pid, started, flow_run_id, live}; None when it was released or never taken."""
+    path = run.paths.run / "writer.json"
+    if not path.exists():
+        return None
+    held = read_json(path)
+    return {**held, "live": alive(held["pid"], held["started"])}
+
+
+@contextmanager
+def writing(run: Run, note: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Hold the run for this process; a dead owner's hold is taken over.
+
+    Raises:
+        SetupError: another live process writes to this run.
+    """
+    path = run.paths.run / "writer.json"
+    held = holder(run)
+    if held is not None and held["live"] and held["pid"] != os.getpid():
+        raise SetupError(
+            f"run `{run.lineage}` is being written by process {held['pid']}",
+            "one writer",
+            "wait for it, or stop it; then: opd resume",
+        )
+    write_text(path, canonical_json({**me(), **(note or {})}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
