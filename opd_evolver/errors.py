@@ -1,7 +1,8 @@
 """One error family. Every message says what was seen, what was expected, and the one thing that mends it.
 
 Exit codes of the `opd` command (documented in the README):
-0 done · 1 failed · 2 set-up or input error · 3 outage (environment, endpoint, store) · 4 gate refused for good · 130 Ctrl-C
+0 done · 1 failed · 2 set-up or input error · 3 outage (environment, endpoint, store) · 4 gate refused for good ·
+130 Ctrl-C
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One step: job.json → out/. Callable in process, as `python -m opd_evolver.step job.json`, and under `accelerate launch`.
+"""One step: job.json → out/. In process, as `python -m opd_evolver.step job.json`, and under `accelerate launch`.
 
 A step is keyed by (lineage, round, step, params digest, input digests, options, schema). A finished
 step with the same key is not run again; a killed one is run again and picks up what it left in
