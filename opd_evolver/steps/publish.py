@@ -9,12 +9,14 @@ from typing import Any
 
 from opd_evolver import step
 from opd_evolver.benchmark.measure import RoundMeasurement
-from opd_evolver.benchmark.report import columns_json, rounds_object, rounds_table
+from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.durable import write_text
 from opd_evolver.lineage import Run
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.steps import plan
 from opd_evolver.steps.benchmark import read_measurement
+
+COLUMNS = ("alone", "with_memory", "retention")
 
 
 def _done(job: step.Job) -> step.StepResult:
@@ -108,20 +110,46 @@ def rounds_tree(run: Run) -> dict[str, Any]:
     )
 
 
-def reports(run: Run) -> Path:
-    """reports/<name>/: metrics.json, rounds.csv and rounds.txt, what DVC and people read. Same rounds, same bytes."""
-    folder = run.root / "reports" / run.identity.name
+def _report_folder(run: Run) -> Path:
+    return run.root / "reports" / run.identity.name
+
+
+def metrics(run: Run) -> Path:
+    """reports/<name>/metrics.json: the means that DVC compares between commits."""
+    found: dict[str, Any] = {"base": {"alone": measurement_of(run, 0).columns.alone.mean}}
+    for one in rounds_tree(run)["rounds"]:
+        found[f"round-{one['round']:03d}"] = {name: (one["columns"][name] or {}).get("mean") for name in COLUMNS}
+    path = _report_folder(run) / "metrics.json"
+    write_text(path, json.dumps(found, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def curves(run: Run) -> Path:
+    """reports/<name>/rounds.csv: a row per round, for plots."""
+    lines = [",".join(("round", *COLUMNS))]
+    for one in rounds_tree(run)["rounds"]:
+        means = [(one["columns"][name] or {}).get("mean") for name in COLUMNS]
+        lines.append(",".join(str(value) for value in (one["round"], *means)))
+    path = _report_folder(run) / "rounds.csv"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def table(run: Run) -> Path:
+    """reports/<name>/rounds.txt: the table, without times, so that the same rounds give the same bytes."""
     tree = rounds_tree(run)
-    metrics: dict[str, Any] = {"base": columns_json(measurement_of(run, 0).columns)["alone"]["mean"]}
-    lines = ["round,alone,with_memory,retention"]
     for one in tree["rounds"]:
-        means = {name: (one["columns"][name] or {}).get("mean") for name in ("alone", "with_memory", "retention")}
-        metrics[f"round-{one['round']:03d}"] = means
-        lines.append(",".join(str(value) for value in (one["round"], *means.values())))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-    write_text(folder / "rounds.csv", "\n".join(lines) + "\n")
-    write_text(folder / "rounds.txt", rounds_table(tree) + "\n")
-    return folder
+        one["seconds"] = None
+    path = _report_folder(run) / "rounds.txt"
+    write_text(path, rounds_table(tree) + "\n")
+    return path
+
+
+def reports(run: Run) -> None:
+    """What DVC's stages put out, whichever entry point did the work."""
+    metrics(run)
+    curves(run)
+    table(run)
 
 
 def round_line(run: Run, round_: int) -> str:

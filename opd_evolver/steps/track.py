@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
+from opd_evolver import versioning
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import columns_json
 from opd_evolver.lineage import Run
@@ -73,21 +73,27 @@ def _tags(run: Run, summary: dict[str, Any]) -> dict[str, str]:
         "memory.digest": digests.get("entries", "empty"),
         "policy.digest": digests.get("weights", "base"),
         "flow_run_id": str(held.get("flow_run_id") or ""),
-        "git.sha": _git_sha(run),
+        "git.sha": versioning.git_sha(run.root),
     }
     return {key: value for key, value in tags.items() if value}
 
 
-def _git_sha(run: Run) -> str:
-    """The commit of the project's folder, or nothing where it is no git checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=run.root, capture_output=True, text=True, check=False, timeout=10
-        )
-    except FileNotFoundError:
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+STAGES = ("coevolve", "benchmark", "report")
 
 
 def pointers(run: Run) -> None:
-    """`dvc add` every finished round's folders, pointer beside them. Outside a DVC project nothing happens."""
+    """`dvc add` every finished round's folders, pointer beside them; tell DVC that its stages are up to date.
+
+    Outside a DVC project nothing happens. Only the run `default` is a stage's.
+    """
+    if not versioning.is_repo(run.root):
+        return
+    folders = [
+        folder
+        for number in run.finished_rounds()
+        if run.owner(number).lineage == run.lineage
+        for folder in (run.paths.version(number) / "memory", run.paths.version(number) / "policy")
+    ]
+    versioning.add_pointers(run.root, folders)
+    if run.lineage == "default":
+        versioning.commit(run.root, STAGES)
