@@ -30,27 +30,27 @@ def entry(name: str, level: str = "tip", sources: Sequence[str] = ()) -> Entry:
 def row(name: str, group: str, outcome: float, candidates: str, selected: str = "", **changes: Any) -> LedgerRow:
     """`candidates` and `selected` are space-separated entry names; what is selected is injected."""
     chosen = tuple(selected.split())
-    fields: dict[str, Any] = dict(
-        rollout_id=name,
-        round=1,
-        wave=1,
-        task_id=f"t-{name}",
-        domain="d",
-        scope="s",
-        group=group,
-        task_text="x",
-        candidates=tuple(Candidate(handle=i, entry_id=m, score=1.0) for i, m in enumerate(candidates.split(), 1)),
-        selected=chosen,
-        injected=chosen,
-        episode_return=outcome,
-        success=outcome == 1.0,
-        turns=(),
-        calls=(),
-        n_prompt_tokens=0,
-        n_reply_tokens=0,
-        policy_version="p",
-        renderer="r",
-    )
+    fields: dict[str, Any] = {
+        "rollout_id": name,
+        "round": 1,
+        "wave": 1,
+        "task_id": f"t-{name}",
+        "domain": "d",
+        "scope": "s",
+        "group": group,
+        "task_text": "x",
+        "candidates": tuple(Candidate(handle=i, entry_id=m, score=1.0) for i, m in enumerate(candidates.split(), 1)),
+        "selected": chosen,
+        "injected": chosen,
+        "episode_return": outcome,
+        "success": outcome == 1.0,
+        "turns": (),
+        "calls": (),
+        "n_prompt_tokens": 0,
+        "n_reply_tokens": 0,
+        "policy_version": "p",
+        "renderer": "r",
+    }
     return LedgerRow(**{**fields, **changes})
 
 

@@ -22,10 +22,13 @@ from opd_evolver.records import (
     Example,
     LedgerRow,
     Message,
+    Prompt,
     Record,
     Segment,
 )
-from opd_evolver.slow.hindsight import Encode, Hindsight, calls_of, helpful, redundant, winners, won_turns
+from opd_evolver.slow.hindsight import Encode, Hindsight, Turns, calls_of, helpful, redundant, winners, won_turns
+
+TOO_LONG = "{}: hindsight over policy.max_prompt_tokens"
 
 
 class Outcome(Record):
@@ -139,8 +142,33 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
         if marks is None:
             yield "select: no candidate has evidence"
             continue
+        if not _fits(marks, known):
+            yield TOO_LONG.format("select")
+            continue
         teacher = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget, hindsight=marks))
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
+
+
+def _fits(marks: Segment, known: Hindsight) -> bool:
+    """Whether a hint is within the encoder's limit; the encoder alone knows how many tokens it takes."""
+    try:
+        known.encode(Prompt(ability="act", messages=(Message(role="user", segments=(Segment(text="act"), marks)),)))
+    except SetupError:
+        return False
+    return True
+
+
+def act_hint(good: Sequence[Entry], won: Turns, known: Hindsight) -> Segment | str:
+    """S+ and tau+; over the limit the middle of tau+ goes first, then the last entries. Or why there is none."""
+    if not good and not won:
+        return "act: neither a helpful entry nor a successful trajectory"
+    while good or won:
+        hint = act.hindsight(good, won, token_budget=known.budget)
+        if hint is not None and _fits(hint, known):
+            return hint
+        middle = len(won) // 2
+        good, won = (good, (*won[:middle], *won[middle + 1 :])) if won else (good[:-1], won)
+    return TOO_LONG.format("act")
 
 
 def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
@@ -148,10 +176,10 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
     calls = calls_of(row, "act")
     if not calls:
         return
-    hint = act.hindsight(helpful(row, known), won_turns(row, known), token_budget=known.budget)
-    if hint is None:
+    hint = act_hint(helpful(row, known), won_turns(row, known), known)
+    if isinstance(hint, str):
         for _ in calls:
-            yield "act: neither a helpful entry nor a successful trajectory"
+            yield hint
         return
     memories = [known.entry(m, row) for m in row.injected]
     opening = row.turns[0].observation
@@ -199,6 +227,9 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
         if marks is None:
             yield "write: nothing written, or no evidence for it yet"
             continue
+        if not _fits(marks, known):
+            yield TOO_LONG.format("write")
+            continue
         yield _example(row, call, student, prompt(marks), known.params.fast.write_max_new_tokens)
 
 
@@ -209,6 +240,9 @@ def _maintain(row: LedgerRow, known: Hindsight) -> Made:
         marks = maintain.hindsight(shown, known.attributions, redundant(shown), known.threshold)
         if marks is None:
             yield "maintain: no shown entry has evidence"
+            continue
+        if not _fits(marks, known):
+            yield TOO_LONG.format("maintain")
             continue
         # Usage counts have moved on since, so the hint is put into the served prompt, not into a new one.
         bare = known.encode(maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
