@@ -8,8 +8,8 @@ from typing import Any
 from opd_evolver import versioning
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import columns_json
-from opd_evolver.lineage import Run
-from opd_evolver.params import flat
+from opd_evolver.lineage import Run, differences
+from opd_evolver.params import flat, load
 from opd_evolver.records import canonical_json, digest_of
 from opd_evolver.settings import load_settings
 
@@ -95,5 +95,11 @@ def pointers(run: Run) -> None:
         for folder in (run.paths.version(number) / "memory", run.paths.version(number) / "policy")
     ]
     versioning.add_pointers(run.root, folders)
-    if run.lineage == "default":
+    if run.lineage == "default" and _as_declared(run):
         versioning.commit(run.root, STAGES)
+
+
+def _as_declared(run: Run) -> bool:
+    """Whether the run has the parameters that params.yaml declares: only then are DVC's stages up to date."""
+    path = run.root / "params.yaml"
+    return path.exists() and not differences(run.params, load(path))
