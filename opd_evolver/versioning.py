@@ -78,7 +78,7 @@ def add_pointers(root: Path, folders: Sequence[Path], sleep: Callable[[float], N
     new = [folder for folder in folders if not is_current(folder)]
     if new:
         with _lock(root):
-            _dvc(root, ["add", "--quiet", *(str(_within(root, folder)) for folder in new)], sleep)
+            _dvc(root, ["add", *(str(_within(root, folder)) for folder in new)], sleep)
     return [pointer_of(folder) for folder in folders]
 
 
@@ -102,7 +102,7 @@ def directory_md5(folder: Path) -> str:
     for path in folder.rglob("*"):
         if path.is_file():
             listed.append({"md5": _file_md5(path), "relpath": path.relative_to(folder).as_posix()})
-    listed.sort(key=lambda one: tuple(one["relpath"].split("/")))
+    listed.sort(key=lambda one: one["relpath"])
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
@@ -131,7 +131,7 @@ def checkout(root: Path, pointer: Path, sleep: Callable[[float], None] = time.sl
     with _lock(root):
         target = str(_within(root, pointer))
         try:
-            _dvc(root, ["checkout", "--quiet", "--force", target], sleep)
+            _dvc(root, ["checkout", "--force", target], sleep)
         except SetupError as error:
             if not any(word in str(error).lower() for word in _MISSING):
                 raise
@@ -141,7 +141,7 @@ def checkout(root: Path, pointer: Path, sleep: Callable[[float], None] = time.sl
 
 def _pull(root: Path, target: str, folder: Path, sleep: Callable[[float], None]) -> None:
     try:
-        _dvc(root, ["pull", "--quiet", "--force", target], sleep)
+        _dvc(root, ["pull", "--force", target], sleep)
     except SetupError as error:
         raise CorruptionError(
             f"{folder} is neither in DVC's cache nor in a remote", "its bytes", f"dvc pull {target}"
@@ -155,8 +155,7 @@ def commit(root: Path, stages: Sequence[str], sleep: Callable[[float], None] = t
     """Tell DVC that the outputs of stages are up to date, so that `dvc repro` has nothing to do.
 
     Called when an entry point other than `dvc repro` has done the work. Does nothing outside a DVC
-    project, without a dvc.yaml, inside a running stage (`dvc repro` commits itself), and when the lock
-    file says so already.
+    project, without a dvc.yaml, and inside a running stage (`dvc repro` commits itself).
 
     Returns:
         Whether the stages are now known to be up to date.
@@ -164,16 +163,8 @@ def commit(root: Path, stages: Sequence[str], sleep: Callable[[float], None] = t
     if not is_repo(root) or not (root / "dvc.yaml").is_file() or inside_stage():
         return False
     with _lock(root):
-        if not changed_stages(root, stages, sleep):
-            return True
-        _dvc(root, ["commit", "--quiet", "--force", *stages], sleep)
+        _dvc(root, ["commit", "--force", *stages], sleep)
     return True
-
-
-def changed_stages(root: Path, stages: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> list[str]:
-    """Which of the stages `dvc repro` would run."""
-    told = json.loads(_dvc(root, ["status", "--json", *stages], sleep) or "{}")
-    return sorted(told)
 
 
 def git_sha(root: Path) -> str:
@@ -196,7 +187,7 @@ def git_sha(root: Path) -> str:
 
 def environment() -> dict[str, str]:
     """A child's environment: no telemetry. The user's own DVC configuration is read, never written."""
-    return {**os.environ, "DVC_NO_ANALYTICS": "true", "DO_NOT_TRACK": "true", "DVC_LOGLEVEL": "WARNING"}
+    return {**os.environ, "DVC_NO_ANALYTICS": "true", "DO_NOT_TRACK": "true"}
 
 
 def _dvc(root: Path, arguments: Sequence[str], sleep: Callable[[float], None]) -> str:
