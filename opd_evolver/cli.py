@@ -95,7 +95,8 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     )
     rollback.add_argument("round", type=int)
     undo = _command(actions, "undo", "memory:undo", "return to the lineage before the last rollback")
-    for parser in (log, show, search, rollback, undo):
+    reindex = _command(actions, "reindex", "memory:reindex", "rebuild the index from the ledger")
+    for parser in (log, show, search, rollback, undo, reindex):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

@@ -9,14 +9,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from opd_evolver.errors import SetupError
-from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.records import ABILITIES, LEVELS, canonical_json, digest_of
 
 PRESETS = ("micro", "laptop", "qwen3-4b-1gpu")
 Positive = Field(gt=0)
@@ -24,7 +24,22 @@ Probability = Field(ge=0.0, le=1.0)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _exactly(*names: str) -> AfterValidator:
+    """A mapping with these keys: a misspelt or forgotten one would silently count as nothing."""
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        if wrong := sorted(found.keys() ^ set(names)):
+            raise PydanticCustomError("keys", "exactly the keys {names}", {"names": ", ".join(names), "wrong": wrong})
+        return found
+
+    return AfterValidator(check)
+
+
+ByLevel = _exactly(*LEVELS)
+BySource = _exactly(*ABILITIES, "anchor")
 
 
 class LoraParams(Section):
@@ -86,7 +101,7 @@ class FastParams(Section):
 class AttributionParams(Section):
     variant: Literal["paper"] = "paper"
     threshold: float = Field(0.01, ge=0)
-    alpha: dict[str, float] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
+    alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
 
 
 class SlowParams(Section):
@@ -102,8 +117,14 @@ class SlowParams(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: dict[str, int] = {"act": 64, "write": 8, "select": 8, "maintain": 0, "anchor": 24}
-    weights: dict[str, float] = {"act": 1.0, "write": 0.3, "select": 0.3, "maintain": 0.3, "anchor": 0.3}
+    mixture: Annotated[dict[str, int], BySource] = {"act": 64, "write": 8, "select": 8, "maintain": 0, "anchor": 24}
+    weights: Annotated[dict[str, float], BySource] = {
+        "act": 1.0,
+        "write": 0.3,
+        "select": 0.3,
+        "maintain": 0.3,
+        "anchor": 0.3,
+    }
     microbatch: int = Field(64, gt=0)
     threads: int = Field(2, gt=0)
     temperature: float = Field(1.0, gt=0)
@@ -259,7 +280,10 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
         key, sep, raw = pair.partition("=")
         if not sep or not key:
             raise SetupError(f"--set {pair}", "key=value", "for example --set rounds=2")
-        out[key] = yaml.safe_load(raw)
+        try:
+            out[key] = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise SetupError(f"--set {pair}", "a YAML value", f"quote it: --set '{key}=\"…\"'") from None
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from opd_evolver.errors import SetupError
 from opd_evolver.memory import views
 from opd_evolver.memory.snapshot import restore, verify
 from opd_evolver.memory.store import Memory
+from opd_evolver.memory.store import reindex as rebuild
 from opd_evolver.steps import prepare
 
 
@@ -79,13 +81,28 @@ def rollback(given: argparse.Namespace) -> int:
         if not (folder / "memory").exists():
             from opd_evolver import versioning
 
-            versioning.checkout(folder / "memory.dvc")
+            versioning.checkout(root, folder / "memory.dvc")
         verify(folder / "memory")
     branched = lineage.branch(root, given.name, given.round)
     tree = {"lineage": branched.lineage, "from": {"lineage": run.lineage, "round": given.round}}
     opened = f"lineage `{branched.lineage}` opened from round {given.round} of `{run.lineage}`"
     text = f"{opened}; go on with: opd resume {given.name}"
     return _print(tree, text, given)
+
+
+def reindex(given: argparse.Namespace) -> int:
+    """Rebuild the index of the newest live memory from its ledger; mends a corrupt or outdated index."""
+    run = lineage.open_run(prepare.artifact_root(), given.name)
+    live = run.paths.run / "live"
+    for view in live.glob("view-*"):
+        shutil.rmtree(view)
+    newest = max(live.glob("round-*/ledger"), default=None)
+    if newest is None:
+        tree: dict[str, Any] = {"lineage": run.lineage, "folder": None, "entries": 0}
+        return _print(tree, f"`{run.lineage}` has no live memory: the next round builds it from its snapshot", given)
+    n_entries = rebuild(newest.parent, run.params.memory)
+    tree = {"lineage": run.lineage, "folder": str(newest.parent), "entries": n_entries}
+    return _print(tree, f"{n_entries} entries from the ledger of {newest.parent}", given)
 
 
 def undo(given: argparse.Namespace) -> int:

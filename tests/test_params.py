@@ -1,0 +1,185 @@
+"""Parameters: presets, overrides, errors that name the nearest key, what enters the digest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opd_evolver.errors import SetupError
+from opd_evolver.params import PRESETS, Params, flat, load, load_preset, merge, parse_set, read_yaml, validate
+
+PROJECT = Path(__file__).parents[1]
+
+
+def test_params_yaml_is_the_laptop_preset_and_explains_every_key() -> None:
+    path = PROJECT / "params.yaml"
+    assert load(path) == load_preset("laptop") == Params()
+    given = read_yaml(path)
+    assert flat(given).keys() == flat(Params().model_dump(mode="json")).keys()
+    for line in path.read_text().splitlines():
+        assert not line or line.startswith("#") or "  # " in line, line
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_loads_and_names_itself(name: str) -> None:
+    assert load(preset=name).preset == name
+
+
+def test_presets_load_without_anything_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from opd_evolver.params import PRESETS, load_preset\n"
+        "import opd_evolver, opd_evolver.records, opd_evolver.errors\n"
+        "print([load_preset(name).digest() for name in PRESETS] and sorted({m.split('.')[0] for m in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(eval(done.stdout))
+    heavy = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "great_expectations", "weaviate", "peft"}
+    assert "pydantic" in imported and not imported & heavy
+
+
+def test_the_gpu_preset_holds_the_papers_values() -> None:
+    params = load_preset("qwen3-4b-1gpu")
+    lora = params.slow.lora
+    assert (lora.r, lora.alpha, lora.dropout) == (32, 64, 0.05)
+    assert lora.targets == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    slow = params.slow
+    assert (slow.adapter, slow.learning_rate, slow.warmup_fraction) == ("lora", 1e-5, 0.05)
+    assert (slow.weight_decay, slow.clip_norm, slow.temperature, slow.top_p) == (0.01, 1.0, 1.0, 0.95)
+    assert sum(slow.mixture.values()) == 16 and params.policy.dtype == "bfloat16"
+    assert (params.policy.max_prompt_tokens, params.fast.act_max_new_tokens) == (8192, 1024)
+    assert (params.memory.candidates, params.memory.max_selected) == (50, 20)
+    assert (params.fast.max_steps, params.fast.maintain_every_tasks) == (40, 30)
+    assert (params.fast.temperature, params.fast.top_p) == (1.0, 0.95)
+    assert params.attribution.alpha == {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
+    assert params.attribution.threshold == 0.01
+    assert params.flows.placement == "subprocess"
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("fast.wave_task", "fast.wave_tasks"),
+        ("slow.lerning_rate", "slow.learning_rate"),
+        ("slow.mixture.atc", "slow.mixture.act"),
+        ("round", "rounds"),
+        ("fats.wave_tasks", "fast.wave_tasks"),
+        ("policy.path.name", "policy.path"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest_key(key: str, nearest: str) -> None:
+    with pytest.raises(SetupError, match=f"unknown parameter `{key}` in --set.*did you mean `{nearest}`") as error:
+        merge(Params(), {key: 1}, "--set")
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tree, said",
+    [
+        ({"fast": {"wave_task": 1}}, "unknown parameter `fast.wave_task` in here.*`fast.wave_tasks`"),
+        ({"fsat": {}}, "unknown parameter `fsat`"),
+        ({"rounds": 0}, "`rounds` = 0 in here; expected Input should be greater than 0"),
+        ({"rounds": "many"}, "`rounds` = 'many'"),
+        ({"fast": 3}, "`fast` = 3"),
+        ({"memory": {"alpha": float("nan")}}, "`memory.alpha` = nan"),
+        ({"slow": {"learning_rate": float("inf")}}, "`slow.learning_rate` = inf"),
+        ({"policy": {"backend": "remote"}}, "'local' or 'scripted'"),
+        ({"environments": {"domains": []}}, "`environments.domains`"),
+        ({"slow": {"mixture": {"act": 4, "wirte": 1}}}, "`slow.mixture`.*exactly the keys select, act, write"),
+        ({"slow": {"weights": {"act": 1.0}}}, "`slow.weights`.*exactly the keys"),
+        ({"attribution": {"alpha": {"tips": 1.0}}}, "`attribution.alpha`.*trajectory, tip, skill, tool"),
+    ],
+)
+def test_wrong_values_say_where_and_what_was_expected(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(SetupError, match=said) as error:
+        validate(tree, "here")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pair", ["rounds", "=3", "seed=[", "seed={", "a=!!python/object:os.system"])
+def test_a_malformed_set_is_one_line(pair: str) -> None:
+    with pytest.raises(SetupError, match="--set") as error:
+        merge(Params(), parse_set([pair]), "--set")
+    assert "\n" not in str(error.value)
+
+
+def test_set_values_are_yaml_and_later_ones_win() -> None:
+    found = parse_set(["rounds=1", "rounds=2", "memory.scope_filter=false", "environments.domains=[sql]"])
+    params = merge(Params(), found, "--set")
+    assert (params.rounds, params.memory.scope_filter, params.environments.domains) == (2, False, ("sql",))
+    mixed = merge(Params(), {"slow.mixture.act": 3}, "--set")
+    assert mixed.slow.mixture == {**Params().slow.mixture, "act": 3}
+    assert merge(Params(), {"slow": {"steps": 5}}, "--set").slow.steps == 5
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "no file"),
+        ("- 1\n", "holds list"),
+        ("", "holds NoneType"),
+        ("a: [", "is not YAML"),
+        (b"\xff\xfe", "is not YAML"),
+    ],
+)
+def test_unreadable_files_are_one_line(tmp_path: Path, text: str | bytes | None, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SetupError, match=said) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(SetupError, match="did you mean `laptop`"):
+        load(preset="labtop")
+
+
+# ── the digest ────────────────────────────────────────────────────────────────────────────────
+
+SCIENCE = sorted(flat(Params().science()))
+
+
+@pytest.mark.parametrize("change", [{"rounds": 9}, {"flows.shards": 3}, {"flows.placement": "subprocess"}])
+def test_what_changes_no_result_enters_no_digest(change: dict[str, Any]) -> None:
+    assert merge(Params(), change, "test").digest() == Params().digest()
+    assert Params().model_copy(update={"preset": "other"}).digest() == Params().digest()
+
+
+@given(st.sampled_from(SCIENCE))
+def test_every_science_parameter_enters_the_digest(key: str) -> None:
+    value = flat(Params().model_dump(mode="json"))[key]
+    others = {
+        "policy.backend": "scripted",
+        "policy.dtype": "bfloat16",
+        "slow.hindsight": "empty",
+        "slow.adapter": "lora",
+        "benchmark.protocol": "streaming",
+    }
+    single = {"policy.dialect", "memory.store", "attribution.variant", "slow.objective", "slow.teacher"}
+    if key in single:  # one choice so far: nothing to change
+        return
+    if isinstance(value, bool):
+        changed: Any = not value
+    elif isinstance(value, str):
+        changed = others.get(key, f"{value}x")
+    elif isinstance(value, list):
+        changed = value[:1]
+    else:
+        changed = value / 2 if isinstance(value, float) else value + 1
+    assert merge(Params(), {key: changed}, "test").digest() != Params().digest()
+
+
+def test_the_digest_survives_the_way_through_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    params = load_preset("micro")
+    path.write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=True))
+    assert load(path) == params and load(path).digest() == params.digest()
