@@ -1,0 +1,96 @@
+"""`python -m opd_evolver.seed --out FOLDER`: train the seed policy and save it in Hugging Face form."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.durable import new_folder, write_text
+from opd_evolver.errors import OpdError
+from opd_evolver.seed.settings import SeedSettings
+
+CARD = Path(__file__).with_name("card.md")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m opd_evolver.seed", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, replaced as a whole")
+    parser.add_argument("--work", type=Path, default=Path("runs/seed-policy"), help="folder of the training state")
+    parser.add_argument("--steps", type=int, default=SeedSettings().steps)
+    parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
+    parser.add_argument("--seed", type=int, default=SeedSettings().seed)
+    parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--keep", action="store_true", help="also save the policy of every state, under --work")
+    return parser
+
+
+def save(model: Any, tokenizer: Any, folder: Path, training: dict[str, Any] | None = None) -> None:
+    """Write weights, tokenizer, card and training record as one folder."""
+    with new_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        # Temporary files are private; the policy is for whoever may read the project.
+        (temporary / "model.safetensors").chmod(0o644)
+        if training is not None:
+            write_text(temporary / "training.json", json.dumps(training, indent=1) + "\n")
+            write_text(temporary / "README.md", CARD.read_text(encoding="utf-8"))
+
+
+def _record(settings: SeedSettings, trained: Any) -> dict[str, Any]:
+    import numpy
+    import tokenizers
+    import torch
+    import transformers
+
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "conversations": sum(line["conversations"] for line in trained.curve),
+        "seconds": round(trained.seconds),
+        "final": trained.curve[-1],
+        "curve": trained.curve[9::10],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": numpy.__version__,
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, save, report; exit codes as `opd`."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    from opd_evolver.seed.train import train
+
+    settings = SeedSettings(seed=given.seed, steps=given.steps, drill_steps=given.drill_steps)
+
+    def keep(model: Any, tokenizer: Any, step: int) -> None:
+        save(model, tokenizer, given.work / f"step-{step:05d}")
+
+    try:
+        trained = train(
+            settings,
+            given.work,
+            n_workers=given.workers,
+            save_every=given.save_every,
+            on_save=keep if given.keep else None,
+        )
+        save(trained.model, trained.tokenizer, given.out, _record(settings, trained))
+    except OpdError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command goes on from the last state\n")
+    print(given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""The seed data: batches of encoded conversations, drawn from a counter, never stored, never repeated.
+
+Prompts are rendered by the abilities and encoded by `ChatEncoder`, so their bytes are the deployed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opd_evolver.abilities import act
+from opd_evolver.environments import conventions as cv
+from opd_evolver.policy.chat import ChatEncoder
+from opd_evolver.records import Ability, Message, Prompt
+from opd_evolver.seed import act_data, drill, select_data, write_data
+from opd_evolver.seed.facts import Conversation
+from opd_evolver.seed.tokenizer import by_word
+
+DRILL_SHARE = 0.2
+MIXTURE: tuple[tuple[float, Callable[[cv.Procedural, np.random.Generator], Conversation]], ...] = (
+    (0.42, act_data.sample),
+    (0.40, select_data.sample),
+    (0.18, write_data.sample),
+)
+MAX_PROMPT_TOKENS = 768
+
+
+class Encoded(NamedTuple):
+    """Token ids of a whole conversation and, for each, whether it is to be predicted."""
+
+    ability: str
+    token_ids: list[int]
+    scored: list[bool]
+
+
+class Encoder:
+    """Conversations to token ids, as served.
+
+    Args:
+        tokenizer: the seed policy's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._chat = ChatEncoder(tokenizer, MAX_PROMPT_TOKENS)
+        self._chat.tokenize = self._tokenize = by_word(self._chat.tokenize)
+        self._end = int(tokenizer.eos_token_id)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """The whole conversation; loss on the replies' tokens that are scored, end included."""
+        ability: Ability = "act" if conversation.ability == "drill" else conversation.ability  # type: ignore[assignment]
+        messages: list[Message] = []
+        ids: list[int] = []
+        scored: list[bool] = []
+        for message, reply in conversation.turns:
+            messages.append(message)
+            ids = list(self._chat.encode(Prompt(ability=ability, messages=tuple(messages))).token_ids)
+            scored += [False] * (len(ids) - len(scored))
+            said = (*self._tokenize(reply.text), self._end)
+            n_masked = len(said)
+            if reply.scored:
+                begun = " ".join(reply.text.split(" ")[: reply.n_masked_words])
+                n_masked = len(self._tokenize(begun)) if begun else 0
+            ids += said
+            scored += [False] * n_masked + [True] * (len(said) - n_masked)
+            messages.append(act.reply_message(said, reply.text))
+        return Encoded(conversation.ability, ids, scored)
+
+
+def draw(domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_share: float) -> Conversation:
+    """One conversation: which domain, which ability, what in it."""
+    domain = domains[int(rng.integers(len(domains)))]
+    if rng.random() < drill_share:
+        return drill.sample(domain, rng)
+    kind = rng.random()
+    for share, make in MIXTURE[:-1]:
+        if kind < share:
+            return make(domain, rng)
+        kind -= share
+    return MIXTURE[-1][1](domain, rng)
+
+
+def batch(
+    encoder: Encoder, domains: Sequence[cv.Procedural], n: int, *, drill_share: float, key: tuple[object, ...]
+) -> list[Encoded]:
+    """`n` conversations with loss somewhere; the same key always gives the same ones.
+
+    Args:
+        encoder: renders them.
+        domains: procedural domains.
+        n: how many.
+        drill_share: 1.0 for the drill alone.
+        key: counter, such as (seed, step, shard).
+    """
+    rng = cv.generator("seed-policy", *key)
+    found: list[Encoded] = []
+    while len(found) < n:
+        made = encoder.encode(draw(domains, rng, drill_share=drill_share))
+        if any(made.scored):
+            found.append(made)
+    return found

@@ -1,0 +1,89 @@
+"""The drill: dense look-ups without meaning. A tiny model learns to find and copy here first, in a minute or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opd_evolver.abilities.dialect import segment, user
+from opd_evolver.environments import conventions as cv
+from opd_evolver.seed.facts import Conversation, Noted, Reply, any_round, chance, near_name, pick, recited
+
+KINDS = ("copy", "pairs", "facts", "handles")
+
+
+def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
+    """One drill of a random kind over the words of a domain."""
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    if kind == "copy":
+        text = " ".join(_copied(domain, rng))
+        return _asked(f"act {text}", text)
+    if kind == "pairs":
+        keys = [domain.spec.keys[int(place)] for place in rng.permutation(len(domain.spec.keys))[: _n(rng, 4, 12)]]
+        pairs = [f"{key} {pick(domain.values(key), rng)}" for key in keys]
+        order = _some(len(keys), rng)
+        asked = " ".join(keys[i] for i in order)
+        return _asked(f"act mem {' | '.join(pairs)} task {asked}", " ".join(pairs[i] for i in order))
+    facts = _facts(domain, rng)
+    order = _some(len(facts), rng)
+    if kind == "facts":
+        asked = " then ".join(f"{facts[i].scope} {facts[i].key}" for i in order)
+        return _asked(
+            f"act mem {' | '.join(map(recited, facts))} task {asked}", " ".join(recited(facts[i]) for i in order)
+        )
+    return _handles(domain, facts, order, rng)
+
+
+def _handles(
+    domain: cv.Procedural, facts: Sequence[Noted], order: Sequence[int], rng: np.random.Generator
+) -> Conversation:
+    listed = " | ".join(
+        f"{fact.scope} {fact.key} h{place} {fact.marker} {fact.value}" for place, fact in enumerate(facts, start=1)
+    )
+    there = {(fact.scope, fact.key) for fact in facts}
+    asked, answered = [], []
+    for place in order:
+        scope, key, found = facts[place].scope, facts[place].key, f"h{place + 1}"
+        if chance(0.25, rng):
+            absent = near_name(scope, rng) if chance(0.5, rng) else scope
+            absent_key = key if absent != scope else pick(domain.spec.keys, rng)
+            if (absent, absent_key) not in there:
+                scope, key, found = absent, absent_key, "none"
+        asked.append(f"{scope} {key}")
+        answered.append(f"{scope} {key} {found}")
+    return _asked(f"select {' then '.join(asked)} | {listed}", " ".join(answered))
+
+
+def _asked(question: str, answer: str) -> Conversation:
+    return Conversation("drill", ((user(segment(question)), Reply(answer)),))
+
+
+def _n(rng: np.random.Generator, low: int, high: int) -> int:
+    return int(rng.integers(low, high + 1))
+
+
+def _some(n: int, rng: np.random.Generator) -> list[int]:
+    """Up to six places in random order."""
+    return [int(place) for place in rng.permutation(n)[:6]]
+
+
+def _copied(domain: cv.Procedural, rng: np.random.Generator) -> list[str]:
+    words: list[str] = []
+    for _ in range(_n(rng, 2, 6)):
+        key = pick(domain.spec.keys, rng)
+        words += [pick(cv.names("seed"), rng), key, f"r{any_round(rng)}", pick(domain.values(key), rng)]
+    return words
+
+
+def _facts(domain: cv.Procedural, rng: np.random.Generator) -> list[Noted]:
+    """Facts whose names and keys overlap, so that only name and key together find one."""
+    names = [pick(cv.names("seed"), rng)]
+    while len(names) < 4:
+        names.append(near_name(names[0], rng) if chance(0.5, rng) else pick(cv.names("seed"), rng))
+    keys = [domain.spec.keys[int(place)] for place in rng.permutation(len(domain.spec.keys))[:4]]
+    found: dict[tuple[str, str], Noted] = {}
+    for _ in range(_n(rng, 3, 8)):
+        scope, key = pick(names, rng), pick(keys, rng)
+        found[scope, key] = Noted(scope, key, any_round(rng), pick(domain.values(key), rng))
+    return list(found.values())

@@ -1,0 +1,196 @@
+"""Facts and entries of the seed data: fresh random conventions for every sample, names of the seed group only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from opd_evolver.abilities import act
+from opd_evolver.environments import conventions as cv
+from opd_evolver.memory.levels import render
+from opd_evolver.records import (
+    Content,
+    Entry,
+    Message,
+    SkillContent,
+    TipContent,
+    ToolContent,
+    TrajectoryContent,
+    TrajectoryStep,
+    TurnRecord,
+)
+
+MAX_ROUND = 15
+# As `memory.entry_token_budget` in params.
+ENTRY_TOKEN_BUDGET = 64
+# One distractor in so many is an entry of another level, which the seed policy learns to leave alone.
+P_OTHER_LEVEL = 0.06
+
+
+class Noted(NamedTuple):
+    """A fact as a tip holds it: scope, key, round, value."""
+
+    scope: str
+    key: str
+    round: int
+    value: str
+
+    @property
+    def marker(self) -> str:
+        return f"r{self.round}"
+
+
+class Reply(NamedTuple):
+    """One reply of a conversation: its text, how many leading words carry no loss, whether any word does."""
+
+    text: str
+    n_masked_words: int = 0
+    scored: bool = True
+
+
+class Conversation(NamedTuple):
+    """A user message and the reply to it, by turns."""
+
+    ability: str
+    turns: tuple[tuple[Message, Reply], ...]
+
+
+def pick(items: Sequence[str], rng: np.random.Generator) -> str:
+    return items[int(rng.integers(len(items)))]
+
+
+def chance(p: float, rng: np.random.Generator) -> bool:
+    return bool(rng.random() < p)
+
+
+def any_round(rng: np.random.Generator, low: int = 1, high: int = MAX_ROUND) -> int:
+    """A round from `low` to `high`, early ones more often, as runs are short."""
+    top = high if chance(0.5, rng) else max(low, min(high, 5))
+    return int(rng.integers(low, top + 1))
+
+
+def other(items: Sequence[str], without: Sequence[str], rng: np.random.Generator) -> str:
+    """Any item that is not in `without`."""
+    return pick([item for item in items if item not in without], rng)
+
+
+@functools.cache
+def _names_by_piece() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    firsts: dict[str, list[str]] = {}
+    seconds: dict[str, list[str]] = {}
+    for name in cv.names("seed"):
+        first, second = cv.syllables(name)
+        firsts.setdefault(first, []).append(name)
+        seconds.setdefault(second, []).append(name)
+    return {k: tuple(v) for k, v in firsts.items()}, {k: tuple(v) for k, v in seconds.items()}
+
+
+def near_name(scope: str, rng: np.random.Generator) -> str:
+    """Another seed name that shares one syllable."""
+    first, second = cv.syllables(scope)
+    by_first, by_second = _names_by_piece()
+    return other(by_first[first] if chance(0.5, rng) else by_second[second], [scope], rng)
+
+
+def distractor(
+    domain: cv.Procedural, scope: str, needed: Sequence[str], rng: np.random.Generator, *, same: float
+) -> Noted:
+    """A fact that answers none of the needed keys of `scope`.
+
+    Args:
+        domain: gives keys and values.
+        scope: the task's.
+        needed: the task's keys.
+        rng: the sample's generator.
+        same: share of distractors of the same scope (a scope filter leaves only these).
+    """
+    keys = domain.spec.keys
+    kind = rng.random()
+    if kind < same:
+        name, key = scope, other(keys, needed, rng)
+    elif kind < same + (1 - same) * 0.4:
+        name, key = near_name(scope, rng), pick(needed, rng) if needed else pick(keys, rng)
+    elif kind < same + (1 - same) * 0.7:
+        name, key = other(cv.names("seed"), [scope], rng), pick(needed, rng) if needed else pick(keys, rng)
+    else:
+        name, key = other(cv.names("seed"), [scope], rng), pick(keys, rng)
+    return Noted(name, key, any_round(rng), pick(domain.values(key), rng))
+
+
+def distractors(
+    domain: cv.Procedural, scope: str, needed: Sequence[str], n: int, rng: np.random.Generator
+) -> list[Noted]:
+    """`n` distractors, in three of ten cases all of the task's scope."""
+    same = 1.0 if chance(0.3, rng) else 0.35
+    return [distractor(domain, scope, needed, rng, same=same) for _ in range(n)]
+
+
+def stale_of(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> Noted:
+    """An older fact of the same key, mostly with another value. `fact.round` must be above 1."""
+    value = fact.value if chance(0.15, rng) else other(domain.values(fact.key), [fact.value], rng)
+    return fact._replace(round=int(rng.integers(1, fact.round)), value=value)
+
+
+def tip(domain: cv.Procedural, fact: Noted) -> Entry:
+    return _entry(domain, fact.scope, fact.round, TipContent(trigger=fact.key, text=fact.value))
+
+
+def entries(domain: cv.Procedural, facts: Sequence[Noted], rng: np.random.Generator) -> list[Entry]:
+    return [tip(domain, fact) for fact in facts]
+
+
+def other_level(domain: cv.Procedural, scope: str, rng: np.random.Generator) -> Entry:
+    """A skill, tool or trajectory of the scope."""
+    world = cv.World(domain.spec.name, scope, "", {key: pick(domain.values(key), rng) for key in domain.spec.keys[:6]})
+    task = domain.demo(world, rng)
+    sub = task.subs[0]
+    action = domain.action(sub, world.facts[sub.key])
+    content: Content
+    kind = int(rng.integers(3))
+    if kind == 0:
+        content = SkillContent(description=f"{sub.key} {sub.arg}", steps=(action,))
+    elif kind == 1:
+        content = ToolContent(name=sub.key, language="terse", code=action)
+    else:
+        step = TrajectoryStep(
+            observation="", action=action, result=domain.observation(sub, True, True, rng), reward=1.0
+        )
+        content = TrajectoryContent(task=task.text, steps=(step,), outcome="success", episode_return=1.0)
+    return _entry(domain, scope, any_round(rng), content)
+
+
+def _entry(domain: cv.Procedural, scope: str, created_round: int, content: Content) -> Entry:
+    return Entry(entry_id="seed", domain=domain.spec.name, scope=scope, content=content, created_round=created_round)
+
+
+def recited(fact: Noted) -> str:
+    """The fact as a reply recites it: as memory renders it."""
+    return f"{fact.scope} {fact.key} {fact.marker} {fact.value}"
+
+
+def shuffled(items: Sequence[Entry], rng: np.random.Generator) -> list[Entry]:
+    return [items[int(place)] for place in rng.permutation(len(items))]
+
+
+def turn(action: str, result: str) -> TurnRecord:
+    return TurnRecord(observation="", action=action, result=result, reward=0.0)
+
+
+def said(marker: str, domain: cv.Procedural, scope: str, sub: cv.DemoSub, value: str) -> str:
+    """An act reply: recite, then act."""
+    return f"{scope} {sub.key} {marker} {value} do {domain.action(sub, value)}"
+
+
+# What engines answer to actions they cannot run; the policy must take the next attempt as if nothing was learnt.
+ERRORS = ("error not a call", "error unknown call", "error too many calls", 'error near "=": syntax error', "error")
+
+
+def parsed_action(reply: str) -> str:
+    return act.parse(reply)[0]
+
+
+def shown(entry: Entry) -> str:
+    return render(entry, token_budget=ENTRY_TOKEN_BUDGET)

@@ -1,0 +1,123 @@
+"""Select samples: for each fact the task needs, the handle of its newest entry, or `none`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from opd_evolver.abilities import select
+from opd_evolver.environments import conventions as cv
+from opd_evolver.records import Attribution, Entry, TipContent
+from opd_evolver.seed.facts import (
+    ENTRY_TOKEN_BUDGET,
+    P_OTHER_LEVEL,
+    Conversation,
+    Noted,
+    Reply,
+    any_round,
+    chance,
+    distractors,
+    entries,
+    other_level,
+    shuffled,
+    stale_of,
+)
+
+P_HINDSIGHT, P_PRESENT, P_STALE, P_CORRUPTED = 0.18, 0.65, 0.25, 0.15
+MAX_CANDIDATES = 8
+# Above the threshold of `attribution.threshold`; its size does not show.
+_VALUE = 0.5
+
+
+class Slot(NamedTuple):
+    """One needed fact and the place of its entry among the candidates, if any."""
+
+    scope: str
+    key: str
+    place: int | None
+
+    @property
+    def text(self) -> str:
+        return f"{self.scope} {self.key} {'none' if self.place is None else f'h{self.place + 1}'}"
+
+
+def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
+    """One select prompt of a fresh world, and the right reply."""
+    world = cv.random_world(domain.spec, rng)
+    task = domain.demo(world, rng)
+    candidates = _candidates(domain, world, task, rng)
+    marks: dict[int, str] = {}
+    hint = None
+    if chance(P_HINDSIGHT, rng):
+        candidates = [entry.model_copy(update={"entry_id": str(place)}) for place, entry in enumerate(candidates)]
+        marks = _marks(candidates, world.scope, task, rng)
+        hint = select.hindsight(candidates, *_attributions(candidates, marks))
+    asked = select.prompt(task.text, candidates, token_budget=ENTRY_TOKEN_BUDGET, hindsight=hint)
+    slots = [Slot(world.scope, sub.key, best(candidates, world.scope, sub.key, marks)) for sub in task.subs]
+    reply = Reply(" ".join(slot.text for slot in slots))
+    if marks and len(slots) > 1 and chance(P_CORRUPTED, rng):
+        wrong = slots[0]._replace(place=int(rng.integers(len(candidates))))
+        reply = Reply(" ".join(slot.text for slot in (wrong, *slots[1:])), n_masked_words=3)
+    return Conversation("select", ((asked.messages[0], reply),))
+
+
+def best(candidates: Sequence[Entry], scope: str, key: str, marks: Mapping[int, str]) -> int | None:
+    """Which candidate to bring for a needed fact: never a `down` one; an `up` one, then the newest, then the first."""
+    found = [
+        place for place, entry in enumerate(candidates) if _answers(entry, scope, key) and marks.get(place) != "down"
+    ]
+    if not found:
+        return None
+    return max(found, key=lambda place: (marks.get(place) == "up", candidates[place].created_round, -place))
+
+
+def _answers(entry: Entry, scope: str, key: str) -> bool:
+    return isinstance(entry.content, TipContent) and entry.scope == scope and entry.content.trigger == key
+
+
+def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> list[Entry]:
+    n = int(rng.integers(1, MAX_CANDIDATES + 1)) if chance(0.5, rng) else int(rng.integers(5, MAX_CANDIDATES + 1))
+    keys = list(dict.fromkeys(sub.key for sub in task.subs))
+    facts: list[Noted] = []
+    for key in keys:
+        if chance(P_PRESENT, rng):
+            fact = Noted(world.scope, key, any_round(rng, 2), world.facts[key])
+            facts.append(fact)
+            while chance(P_STALE, rng):
+                facts.append(stale_of(domain, fact, rng))
+    facts = facts[:n]
+    others = distractors(domain, world.scope, keys, n - len(facts), rng)
+    listed = entries(domain, [*facts, *others], rng)
+    for place in range(len(facts), len(listed)):
+        if chance(P_OTHER_LEVEL, rng):
+            listed[place] = other_level(domain, world.scope, rng)
+    return shuffled(listed, rng)
+
+
+def _marks(candidates: Sequence[Entry], scope: str, task: cv.DemoTask, rng: np.random.Generator) -> dict[int, str]:
+    """`up` and `down` by place; where one answers the task, evidence is likely and mostly for it."""
+    marks: dict[int, str] = {}
+    keys = {sub.key for sub in task.subs}
+    for place, entry in enumerate(candidates):
+        answers = any(_answers(entry, scope, key) for key in keys)
+        if chance(0.85 if answers else 0.35, rng):
+            marks[place] = "up" if chance(0.6 if answers else 0.5, rng) else "down"
+    return marks
+
+
+def _attributions(candidates: Sequence[Entry], marks: Mapping[int, str]) -> tuple[dict[str, Attribution], float]:
+    found = {
+        candidates[place].entry_id: Attribution(
+            entry_id=candidates[place].entry_id,
+            value=_VALUE if mark == "up" else -_VALUE,
+            low=None,
+            high=None,
+            advantage=None,
+            n_selected=1,
+            n_withheld=1,
+        )
+        for place, mark in marks.items()
+    }
+    return found, _VALUE / 2

@@ -1,0 +1,294 @@
+"""Trains the seed policy from scratch on the CPU: the same settings give the same bytes.
+
+A batch is cut into shards; each worker process (one thread each) takes its shards' gradients, all of them
+add up the shards in the same order and take the same step. Data come from a counter, hence
+nothing but the state file is needed to go on after a kill.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn import functional as F
+
+from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import registry
+from opd_evolver.errors import SetupError
+from opd_evolver.processes import die_with_parent
+from opd_evolver.seed import model as network
+from opd_evolver.seed import state
+from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed.data import Encoded, Encoder, batch
+from opd_evolver.seed.muon import Optimisers, rate_factor
+from opd_evolver.seed.settings import SeedSettings
+
+ABILITIES = ("act", "select", "write", "drill")
+BARRIER_SECONDS = 600.0
+
+
+@dataclass
+class Shared:
+    """Memory that the workers share: gradients [shard, parameter] and counts [shard, ability, 4].
+
+    The four counts are: loss summed over scored tokens (nats), scored tokens, conversations, and those
+    whose every scored token was the most likely one.
+    """
+
+    gradients: torch.Tensor
+    counts: torch.Tensor
+    barrier: Any
+
+
+def domains_of(settings: SeedSettings) -> tuple[cv.Procedural, ...]:
+    """The domains, as makers of data.
+
+    Raises:
+        SetupError: one of them is not procedural.
+    """
+    found = []
+    for name in settings.domains:
+        domain = registry.load(name)
+        if not isinstance(domain, cv.Procedural):
+            raise SetupError(f"domain {name}", "a procedural domain (demo, action, observation, words)", "leave it out")
+        found.append(domain)
+    return tuple(found)
+
+
+class Trainer:
+    """One worker's copy of the model, its optimisers and its share of the data.
+
+    Args:
+        settings: decides the weights.
+        rank: which worker this is.
+        n_workers: how many share the shards.
+        shared: their common memory; made here when None.
+    """
+
+    def __init__(self, settings: SeedSettings, rank: int = 0, n_workers: int = 1, shared: Shared | None = None) -> None:
+        self.settings = settings
+        self.domains = domains_of(settings)
+        self.tokenizer = vocabulary.build(self.domains)
+        self.encoder = Encoder(self.tokenizer)
+        self.model = network.build(self.tokenizer, settings.seed)
+        self.model.train()
+        self.parameters = list(self.model.parameters())
+        self.optimisers = Optimisers(
+            self.model,
+            muon_rate=settings.muon_rate,
+            adam_rate=settings.adam_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.shards = range(rank, settings.shards, n_workers)
+        self.shared = shared or share(settings, sum(p.numel() for p in self.parameters), n_workers)
+
+    def step(self, number: int) -> torch.Tensor:
+        """One optimiser step; the counts of the whole batch [ability, 4]."""
+        settings, shared = self.settings, self.shared
+        share_ = 1.0 if number < settings.drill_steps else settings.drill_share
+        for shard in self.shards:
+            drawn = batch(
+                self.encoder,
+                self.domains,
+                settings.shard_sequences,
+                drill_share=share_,
+                key=(settings.seed, number, shard),
+            )
+            shared.counts[shard] = self._backward(drawn)
+            torch.cat([_gradient(p).flatten() for p in self.parameters], out=shared.gradients[shard])
+        shared.barrier.wait(BARRIER_SECONDS)
+        total = shared.gradients[0].clone()
+        for shard in range(1, settings.shards):
+            total += shared.gradients[shard]
+        total /= float(shared.counts[:, :, 1].sum())
+        total *= min(1.0, settings.clip_norm / (float(total.norm()) + 1e-6))
+        sizes = [p.numel() for p in self.parameters]
+        for parameter, gradient in zip(self.parameters, torch.split(total, sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        self.optimisers.step(
+            rate_factor(number, settings.steps, n_warmup=settings.warmup_steps, decay_share=settings.decay_share)
+        )
+        counts = shared.counts.sum(0)
+        # Only now may the others overwrite what was read here.
+        shared.barrier.wait(BARRIER_SECONDS)
+        return counts
+
+    def _backward(self, drawn: Sequence[Encoded]) -> torch.Tensor:
+        """Gradients of the loss summed over the scored tokens of one shard; its counts."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        counts = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
+        ordered = sorted(drawn, key=lambda one: len(one.token_ids))
+        size = -(-len(ordered) // self.settings.microbatches)
+        for start in range(0, len(ordered), size):
+            counts += self._microbatch(ordered[start : start + size])
+        return counts
+
+    def _microbatch(self, drawn: Sequence[Encoded]) -> torch.Tensor:
+        longest = max(len(one.token_ids) for one in drawn)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([one.token_ids + [pad] * (longest - len(one.token_ids)) for one in drawn])
+        scored = torch.tensor([one.scored + [False] * (longest - len(one.scored)) for one in drawn])
+        # Padding stands at the end and everything looks back only, so no mask is needed.
+        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        wanted = scored[:, 1:]
+        logits = self.model.lm_head(hidden[:, :-1][wanted])
+        targets = ids[:, 1:][wanted]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        torch.autograd.backward(losses.sum())
+        rows = torch.arange(len(drawn))[:, None].expand_as(wanted)[wanted]
+        missed = torch.zeros(len(drawn)).index_add_(0, rows, (logits.argmax(-1) != targets).float())
+        sums = torch.zeros(len(drawn)).index_add_(0, rows, losses.detach())
+        counts = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
+        for one, loss, n_missed, n_scored in zip(
+            drawn, sums.tolist(), missed.tolist(), wanted.sum(1).tolist(), strict=True
+        ):
+            counts[ABILITIES.index(one.ability)] += torch.tensor(
+                [loss, n_scored, 1.0, float(n_missed == 0)], dtype=torch.float64
+            )
+        return counts
+
+
+def share(settings: SeedSettings, n_parameters: int, n_workers: int) -> Shared:
+    """Memory for `n_workers` processes; a single one needs no real barrier."""
+    gradients = torch.zeros(settings.shards, n_parameters)
+    counts = torch.zeros(settings.shards, len(ABILITIES), 4, dtype=torch.float64)
+    if n_workers == 1:
+        return Shared(gradients, counts, threading.Barrier(1))
+    context = multiprocessing.get_context("spawn")
+    for tensor in (gradients, counts):
+        cast(Any, tensor).share_memory_()
+    return Shared(gradients, counts, context.Barrier(n_workers))
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _follow(settings: SeedSettings, rank: int, n_workers: int, shared: Shared, saved: str) -> None:
+    """A worker beside the first: the same steps, nothing written."""
+    die_with_parent()
+    torch.set_num_threads(1)
+    trainer = Trainer(settings, rank, n_workers, shared)
+    done = state.load(Path(saved), trainer.model, trainer.optimisers)[0] if saved else 0
+    for number in range(done, settings.steps):
+        trainer.step(number)
+
+
+class Trained:
+    """What a training leaves: model, tokenizer and its learning curve."""
+
+    def __init__(self, trainer: Trainer, curve: list[dict[str, Any]], seconds: float) -> None:
+        self.model, self.tokenizer = trainer.model, trainer.tokenizer
+        self.curve, self.seconds = curve, seconds
+
+
+def train(
+    settings: SeedSettings,
+    work: Path,
+    *,
+    n_workers: int = 2,
+    save_every: int = 250,
+    report_every: int = 50,
+    on_save: Callable[[Any, Any, int], None] | None = None,
+) -> Trained:
+    """Train to the end, going on from the state in `work` where there is one.
+
+    Args:
+        settings: decide the weights; nothing else here does.
+        work: folder of the state file; one per settings and data.
+        n_workers: processes of one thread each, at most one per shard.
+        save_every: steps between states.
+        report_every: steps between lines on stderr.
+        on_save: called with model, tokenizer and step whenever a state was written.
+
+    Raises:
+        SetupError: more workers than shards, or a worker was lost.
+        CorruptionError: the state cannot be read.
+    """
+    if not 1 <= n_workers <= settings.shards:
+        raise SetupError(f"{n_workers} workers", f"1 to {settings.shards}, one per shard", "set --workers 1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _lead(settings, work, n_workers, save_every, report_every, on_save)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _lead(
+    settings: SeedSettings,
+    work: Path,
+    n_workers: int,
+    save_every: int,
+    report_every: int,
+    on_save: Callable[[Any, Any, int], None] | None,
+) -> Trained:
+    trainer = Trainer(settings, 0, n_workers)
+    saved = work / f"{state.fingerprint(settings, trainer.encoder, trainer.domains)[:16]}.pt"
+    done, curve = state.load(saved, trainer.model, trainer.optimisers) if saved.exists() else (0, [])
+    if done:
+        print(f"going on from step {done} of {settings.steps}", file=sys.stderr, flush=True)
+    before = float(curve[-1]["seconds"]) if curve else 0.0
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(
+            target=_follow,
+            args=(settings, rank, n_workers, trainer.shared, str(saved) if done else ""),
+            daemon=True,
+        )
+        for rank in range(1, n_workers)
+    ]
+    for process in others:
+        process.start()
+    began = time.monotonic()
+    sums = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
+    try:
+        for number in range(done, settings.steps):
+            sums += trainer.step(number)
+            last = number + 1 == settings.steps
+            if (number + 1) % report_every == 0 or last:
+                seconds = before + time.monotonic() - began
+                curve.append(_measured(sums, number + 1, seconds))
+                _report(curve[-1], settings.steps - number - 1, (time.monotonic() - began) / (number + 1 - done))
+                sums.zero_()
+            if (number + 1) % save_every == 0 and not last:
+                state.save(saved, number + 1, trainer.model, trainer.optimisers, curve)
+                if on_save is not None:
+                    on_save(trainer.model, trainer.tokenizer, number + 1)
+    except threading.BrokenBarrierError as error:
+        raise SetupError(
+            f"a worker was lost at step {number}", "all workers alive", "run the same command again: it goes on"
+        ) from error
+    finally:
+        for process in others:
+            process.join(5.0)
+            process.kill()
+    saved.unlink(missing_ok=True)
+    return Trained(trainer, curve, before + time.monotonic() - began)
+
+
+def _measured(sums: torch.Tensor, step: int, seconds: float) -> dict[str, Any]:
+    """Per ability: loss (nats per scored token) and the share of conversations without a miss."""
+    line: dict[str, Any] = {"step": step, "seconds": round(seconds, 1), "conversations": int(sums[:, 2].sum())}
+    for ability, (loss, n_tokens, n, n_exact) in zip(ABILITIES, sums.tolist(), strict=True):
+        if n:
+            line[ability] = {"loss": round(loss / n_tokens, 4), "exact": round(n_exact / n, 4)}
+    return line
+
+
+def _report(line: dict[str, Any], n_left: int, seconds_a_step: float) -> None:
+    parts = [f"{name} {line[name]['loss']:.3f}/{line[name]['exact']:.2f}" for name in ABILITIES if name in line]
+    left = n_left * seconds_a_step
+    print(
+        f"step {line['step']} · {line['seconds']:.0f} s · left {left / 60:.1f} min · " + " · ".join(parts),
+        file=sys.stderr,
+        flush=True,
+    )
