@@ -7,13 +7,14 @@ Imports nothing heavy: `opd --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from opd_evolver import __version__
-from opd_evolver.errors import OpdError
+from opd_evolver.errors import OpdError, SetupError
 
 EPILOG = "exit codes: 0 done, 1 failed, 2 set-up or input error, 3 outage, 4 gate refused for good, 130 Ctrl-C"
 
@@ -121,6 +122,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if given.debug:
+            raise
+        print(f"error: {_of_the_system(error)}", file=sys.stderr)
+        return 2
+
+
+def _of_the_system(error: OSError) -> SetupError:
+    """A full disk or a missing permission that nobody explained on the way here."""
+    where = f": {error.filename}" if error.filename else ""
+    mends = {
+        errno.EACCES: f"chmod -R u+rwX {error.filename or 'that folder'}",
+        errno.ENOSPC: "free some space, then: opd resume",
+        errno.EDQUOT: "free some space, then: opd resume",
+        errno.EFBIG: "free some space, then: opd resume",
+    }
+    mend = mends.get(error.errno or 0, "opd --debug shows where")
+    return SetupError(f"{error.strerror or error}{where}", "a readable and writable file", mend)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from opd_evolver.durable import append_line, write_text
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
-from opd_evolver.params import Params, flat, nearest
+from opd_evolver.params import Params, flat, nearest, validate
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -92,7 +92,7 @@ class Run:
     def __init__(self, root: Path, identity: RunIdentity) -> None:
         self.root, self.identity = root, identity
         self.paths = RunPaths(root, identity.lineage)
-        self.params = Params.model_validate(identity.params)
+        self.params = validate(identity.params, str(self.paths.identity))
 
     @property
     def lineage(self) -> str:

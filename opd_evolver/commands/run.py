@@ -21,6 +21,8 @@ def run(given: argparse.Namespace) -> int:
     finished = prepare.finished_run(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
     if finished is not None:
         return _nothing_to_do(finished, given)
+    if given.local or given.up or dispatch.api_url() is None:
+        dispatch.need_project()
     prepared = prepare.open_for_work(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
     return _carry_out(prepared, given)
 

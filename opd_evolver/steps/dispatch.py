@@ -62,14 +62,23 @@ def resume_command(run: Run) -> str:
     return f"opd resume {run.identity.name}"
 
 
-def locally(run: Run, tick: Tick) -> None:
-    """`python -m flows.coevolve` in the project's folder, with an ephemeral Prefect server of its own.
+def need_project() -> None:
+    """Flows are a project's, not the library's.
 
     Raises:
         SetupError: this folder is no project.
     """
     if not Path("flows/coevolve.py").exists():
         raise SetupError(f"no flows/ in {Path.cwd()}", "a project's folder", "cd to the project, or clone it")
+
+
+def locally(run: Run, tick: Tick) -> None:
+    """`python -m flows.coevolve` in the project's folder, with an ephemeral Prefect server of its own.
+
+    Raises:
+        SetupError: this folder is no project.
+    """
+    need_project()
     clear_error(run)
     home = Path(".opd/prefect-local").resolve()
     home.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,29 @@ def open_for_work(
         and not Path("params.yaml").exists()
     ):
         return lineage.open_run(root, name)
-    return lineage.open_or_create(root, name, resolve(preset, overrides), fork=fork)
+    wanted = resolve(preset, overrides)
+    if fork or not lineage.exists(root, name):
+        check(wanted)
+    return lineage.open_or_create(root, name, wanted, fork=fork)
+
+
+def check(wanted: params.Params) -> None:
+    """Whether a run could begin: environments and policy are there. Before anything is written, so that a
+    mended mistake is no changed parameter.
+
+    Raises:
+        SetupError, CorruptionError: what is missing or damaged.
+    """
+    from opd_evolver.environments import registry
+
+    for domain in wanted.environments.domains:
+        registry.load(domain).close()
+    if wanted.policy.backend == "local":
+        from opd_evolver.policy.checkpoint import resolve as folder_of
+        from opd_evolver.policy.weights import tensors_of, weight_files
+
+        for file in weight_files(folder_of(wanted.policy.path)):
+            tensors_of(file)
 
 
 def finished_run(
