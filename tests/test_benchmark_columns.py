@@ -103,6 +103,11 @@ def test_streaming_learns_in_test_order_and_the_two_protocols_do_not_mix(pool: E
     empty = MemorySource.empty()
     frozen = run_column(source(reader()), empty, held_out, FrozenProtocol(), PARAMS, pool)
     streaming = run_column(source(reader()), empty, held_out, StreamingProtocol(), PARAMS, pool)
+    maintained = PARAMS.model_copy(
+        update={"fast": PARAMS.fast.model_copy(update={"maintain_max_steps": 2, "maintain_every_tasks": 3})}
+    )
+    kept = run_column(source(reader()), empty, held_out[:10], StreamingProtocol(), maintained, pool)
+    assert [one.success for one in kept.measured.outcomes] == [one.success for one in streaming.measured.outcomes[:10]]
     again = run_column(source(reader()), empty, held_out[:10], StreamingProtocol(), PARAMS, pool)
     assert streaming.measured.outcomes[:10] == again.measured.outcomes
     grown = sum(one.success for one in streaming.measured.outcomes)
