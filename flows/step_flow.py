@@ -1,0 +1,19 @@
+"""`step/gpu`: one step as a deployment of its own, for `flows.placement = deployment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from opd_evolver import step as contract
+
+
+@flow(name="step", persist_result=False)
+def step(job_path: str) -> None:
+    """Run the step that job.json describes; what it leaves is found in its own folder.
+
+    Args:
+        job_path: a job.json, on a file system that the caller and this process share.
+    """
+    contract.run(contract.load_job(Path(job_path)))
