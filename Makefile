@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if command -v uv >/dev/null; then UV=uv; else \
 	  python3 -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv && UV=.venv-uv/bin/uv; fi; \
 	[ -x $(PY) ] || $$UV venv --quiet --python 3.11 .venv || $$UV venv --quiet .venv; \
-	$$UV pip install --quiet --python $(PY) -c constraints.txt -e . --group dev; \
+	$$UV pip install --quiet --compile-bytecode --python $(PY) -c constraints.txt -e . --group dev; \
 	touch $(STAMP); echo "installation: $$(( $$(date +%s) - began )) s" >&2
 
 coevolve: install
@@ -30,7 +30,8 @@ check: install
 	@$(PY) -m checks.sizes
 
 seed-policy: install
-	@.venv/bin/dvc repro --single-item --force seed_policy
+	@$(PY) -m opd_evolver.seed --out opd_evolver/assets/seed-policy
+	@.venv/bin/dvc commit --force seed_policy  # `dvc repro` leaves a frozen stage alone, forced or not
 
 clean:
 	rm -rf .venv .venv-uv .mypy_cache .ruff_cache .pytest_cache

@@ -19,7 +19,18 @@ OF_TESTS = {"OPD_REQUIRE_WEAVIATE"}
 
 
 class Settings(BaseSettings):
-    """Each field is `OPD_<NAME>` in the environment or in `.env`."""
+    """Each field is `OPD_<NAME>` in the environment or in `.env`; the environment wins.
+
+    Attributes:
+        artifact_root: folder that holds runs/ and versions/.
+        device: where generating and training processes put their tensors.
+        display: progress on stderr; `auto` draws bars on a terminal and prints plain lines elsewhere.
+        prefect_port: port of the local Prefect server; a free one when unset.
+        mlflow_port: port of the local MLflow server; a free one when unset.
+        mlflow_tracking_uri: a tracking server of your own; then `opd up` starts none.
+        weaviate_url: where a shared memory is hosted.
+        weaviate_api_key: its key; never printed.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
@@ -45,16 +56,22 @@ def check_names(names: set[str]) -> None:
     """
     known = known_names()
     for name in sorted(names):
-        if name.startswith(PREFIX) and name not in known:
-            raise SetupError(f"unknown setting {name}", "a site setting", nearest(name, known))
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise SetupError(f"unknown setting {name}", "a site setting", nearest(name.upper(), sorted(known)))
 
 
-def _dotenv_names() -> set[str]:
-    path = Path(".env")
-    if not path.exists():
-        return set()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {line.split("=", 1)[0].strip() for line in lines if "=" in line and not line.lstrip().startswith("#")}
+def dotenv() -> dict[str, str]:
+    """What `.env` in this folder sets; empty when there is none.
+
+    Raises:
+        SetupError: it cannot be read.
+    """
+    from dotenv import dotenv_values
+
+    try:
+        return {name: value or "" for name, value in dotenv_values(".env").items()} if Path(".env").is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"cannot read .env: {error}", "a readable text file", "chmod u+r .env, or mend it") from None
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +81,7 @@ def load_settings() -> Settings:
     Raises:
         SetupError: an unknown name or a wrong value.
     """
-    check_names(set(os.environ) | _dotenv_names())
+    check_names(set(os.environ) | set(dotenv()))
     try:
         return Settings()
     except ValidationError as error:

@@ -29,7 +29,7 @@ from opd_evolver.records import SCHEMA_VERSION, Record
 
 HOST = "127.0.0.1"
 MARK = "EVOLVER_STACK"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.1
 # Below the range from which kernels take ports for outgoing connections.
@@ -185,7 +185,7 @@ def wait(name: str, service: Service, ready: Callable[[], bool]) -> None:
     """Wait until a service is ready.
 
     Raises:
-        OutageError: it died, or was not ready within 120 s.
+        OutageError: it died, or was not ready in time.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     log = Path(service.log)
