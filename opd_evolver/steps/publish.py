@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from opd_evolver import step
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.durable import write_text
+from opd_evolver.errors import OutageError
 from opd_evolver.lineage import Run
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.steps import plan
@@ -88,9 +90,13 @@ def seconds_of(run: Run, round_: int) -> float:
 
 
 def _track(run: Run, round_: int) -> None:
+    """Log the round now; where MLflow does not answer, `versions` does it at the end."""
     from opd_evolver.steps import track
 
-    track.round_(run, round_)
+    try:
+        track.round_(run, round_)
+    except OutageError as error:
+        print(f"round {round_} is finished but not logged yet: {error}", file=sys.stderr)
 
 
 def rounds_tree(run: Run) -> dict[str, Any]:
@@ -162,8 +168,9 @@ def round_line(run: Run, round_: int) -> str:
 
 
 def versions(run: Run) -> None:
-    """Reports, and pointers of every finished round under DVC."""
+    """Reports, rounds that MLflow missed, and pointers of every finished round under DVC."""
     reports(run)
     from opd_evolver.steps import track
 
+    track.missing(run)
     track.pointers(run)

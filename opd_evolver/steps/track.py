@@ -46,6 +46,20 @@ def round_(run: Run, number: int) -> None:
     tracker.log_round(record)
 
 
+def missing(run: Run) -> None:
+    """Log what MLflow did not take when it was due.
+
+    Raises:
+        OutageError: it still does not answer.
+    """
+    from opd_evolver.tracking import open_tracker
+
+    known = open_tracker(run.root, load_settings().mlflow_tracking_uri).logged(run.lineage)
+    for number in [0, *run.finished_rounds()]:
+        if number not in known and run.owner(number).lineage == run.lineage:
+            round_(run, number)
+
+
 def metrics_of(measured: RoundMeasurement, summary: dict[str, Any]) -> dict[str, float]:
     """Every mean and bound of a round by name, the same names every round."""
     found = flat(columns_json(measured.columns))
