@@ -167,7 +167,7 @@ def test_unknown_candidates_and_levels_are_errors() -> None:
     with pytest.raises(CorruptionError, match="no entry has"):
         attribute([row("a", "g", 1, "ghost", "ghost")], [entry("m")], PARAMS)
     with pytest.raises(SetupError, match="no alpha for tip"):
-        attribute([], [entry("m")], AttributionParams(alpha={"skill": 1.0}))
+        attribute([], [entry("m")], PARAMS.model_copy(update={"alpha": {"skill": 1.0}}))
     with pytest.raises(SetupError, match="variant"):
         attribute([], [], PARAMS.model_copy(update={"variant": "nonsense"}))
     assert set(VARIANTS) == {"paper"}

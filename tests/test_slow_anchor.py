@@ -1,0 +1,93 @@
+"""The rehearsal anchor: seed families only, hand-placed memories, the base policy's own replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rollout_world import Toy, small
+from slow_world import Puppet, agent, played
+
+from opd_evolver.environments import registry
+from opd_evolver.environments.conventions import group_of, syllables
+from opd_evolver.environments.protocol import Conventions
+from opd_evolver.policy.local import LocalPolicy
+from opd_evolver.records import Entry, TipContent
+from opd_evolver.slow import anchor
+from opd_evolver.slow.examples import read_lines
+
+PARAMS = small(slow__anchor_examples=60)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> LocalPolicy:
+    return played(tmp_path_factory.getbasetemp() / "slow-world").local
+
+
+@pytest.fixture(scope="module")
+def anchors(local: LocalPolicy) -> list[anchor.Anchor]:
+    return anchor.build(Puppet(local, agent), registry.load, PARAMS)
+
+
+def scopes(local: LocalPolicy, found: anchor.Anchor) -> str:
+    words = local.decode(found.prompt_ids).split()
+    return words[words.index("task") + 1] if "task" in words else words[1]
+
+
+def test_anchors_are_balanced_over_kinds_and_domains(anchors: list[anchor.Anchor]) -> None:
+    counts = dict.fromkeys(anchor.SHARES, 0)
+    for one in anchors:
+        counts[(one.kind, one.ability)] += 1
+    assert set(counts.values()) == {12}
+    for share in anchor.SHARES:
+        domains = [one.anchor_id.split("-")[2] for one in anchors if (one.kind, one.ability) == share]
+        assert domains.count("sql") == domains.count("apps")
+
+
+def test_anchors_come_from_seed_families_only(local: LocalPolicy, anchors: list[anchor.Anchor]) -> None:
+    for one in anchors:
+        assert group_of(*syllables(scopes(local, one))) == "seed"
+        assert "-seed-" in one.anchor_id
+
+
+def test_acting_is_rehearsed_with_memories_only(local: LocalPolicy, anchors: list[anchor.Anchor]) -> None:
+    for one in anchors:
+        if one.ability == "act":
+            assert " mem " in local.decode(one.prompt_ids)
+            assert "guess" not in local.decode(one.reply_ids) or one.kind == "override"
+
+
+def test_the_same_seed_gives_the_same_anchors(local: LocalPolicy, anchors: list[anchor.Anchor], tmp_path: Path) -> None:
+    digest = anchor.write(Puppet(local, agent), registry.load, PARAMS, tmp_path / anchor.ANCHORS)
+    assert read_lines(tmp_path / anchor.ANCHORS, anchor.Anchor, digest) == anchors
+
+
+def newest(entries: list[Entry], scope: str, key: str) -> str | None:
+    """What the newest entry about a key says."""
+    about = [e for e in entries if e.scope == scope and isinstance(e.content, TipContent) and e.content.trigger == key]
+    latest = max(about, key=lambda entry: entry.created_round, default=None)
+    return latest.content.text if latest and isinstance(latest.content, TipContent) else None
+
+
+@pytest.mark.parametrize("domain", ["sql", "apps"])
+def test_placed_memories(domain: str) -> None:
+    env = registry.load(domain)
+    assert isinstance(env, Conventions)
+    tasks = env.tasks("seed", 40)
+    for number, task in enumerate(tasks):
+        needed = {fact.key: fact.value for fact in env.needed(task)}
+        others = [fact for other in tasks if other.scope != task.scope for fact in env.facts(other)]
+        shown = {kind: anchor.place(kind, task, env, others, 8, np.random.default_rng(number)) for kind in anchor.KINDS}
+        assert all(len(entries) <= 8 for entries in shown.values())
+
+        for key, value in needed.items():
+            assert newest(shown["read"], task.scope, key) == value
+            assert newest(shown["override"], task.scope, key) not in (None, value)
+            assert newest(shown["bare"], task.scope, key) is None
+
+
+def test_a_domain_without_conventions_gives_writing_only(local: LocalPolicy) -> None:
+    params = PARAMS.model_copy(update={"environments": PARAMS.environments.model_copy(update={"domains": ("toy",)})})
+    found = anchor.build(Puppet(local, agent), lambda domain: Toy(), params)
+    assert {(one.kind, one.ability) for one in found} == {("bare", "write")}

@@ -1,0 +1,312 @@
+"""Distillation on tiny stock models: it learns, the anchor holds, a kill changes nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import MAKERS
+
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.params import Params, merge
+from opd_evolver.policy.local import LocalPolicy, save
+from opd_evolver.records import Example, Sampling
+from opd_evolver.slow import anchor, checkpoint
+from opd_evolver.slow.adapters import lora_targets
+from opd_evolver.slow.examples import OUTCOMES, write_lines, write_set
+from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
+from opd_evolver.slow.train import DistilReport, distil
+from opd_evolver.slow.views import Outcome
+
+N = {"act": 8, "select": 4, "write": 4}
+
+
+def slow(**changes: Any) -> Params:
+    """A quick training."""
+    base: dict[str, Any] = {
+        "slow.steps": 6,
+        "slow.learning_rate": 0.005,
+        "slow.mixture": {"act": 8, "select": 2, "write": 2, "maintain": 0, "anchor": 4},
+        "slow.microbatch": 8,
+        "slow.threads": 1,
+        "slow.checkpoint_every": 2,
+        "policy.max_prompt_tokens": 256,
+    }
+    return merge(Params(), {**base, **{key.replace("__", "."): value for key, value in changes.items()}}, "test")
+
+
+def weights(**changes: float) -> dict[str, float]:
+    return {"act": 1.0, "select": 0.3, "write": 0.3, "maintain": 0.0, "anchor": 0.0, **changes}
+
+
+QUESTIONS, ANSWERS = range(40, 56), range(100, 110)
+HINT, ASK = 90, 91
+KNOWN = {question: 100 + question % 7 for question in QUESTIONS[:8]}
+
+
+def reader(folder: Path) -> Path:
+    """A tiny policy that repeats the answer a hint tells, and guesses among ten without one."""
+    local = LocalPolicy.load(MAKERS["lfm2"](folder))
+    rng, end = np.random.default_rng(0), min(local.end_ids)
+    optimiser = torch.optim.AdamW(local.model.parameters(), lr=0.01)
+    for _ in range(120):
+        questions, answers = rng.choice(QUESTIONS, 48), rng.choice(ANSWERS, 48)
+        told = [
+            (q, HINT, a, ASK) if n % 2 else (q, ASK) for n, (q, a) in enumerate(zip(questions, answers, strict=True))
+        ]
+        layout = lay_out(told, [(a, end) for a in answers], torch.device("cpu"))
+        loss = -token_logprobs(ReplyLogits(local.model)(layout), layout.targets).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    save(local.model, local.tokenizer, folder)
+    return folder
+
+
+def toy_set(folder: Path) -> Path:
+    """Questions whose answers only the hindsight holds."""
+    examples, outcomes = [], []
+    for ability, n in N.items():
+        for number, question in enumerate(list(KNOWN)[:n]):
+            example = Example(
+                example_id=f"r{number}/{ability}/0",
+                ability=ability,  # type: ignore[arg-type]
+                rollout_id=f"r{number}",
+                group="g",
+                student_ids=(question, ASK),
+                teacher_ids=(question, HINT, KNOWN[question], ASK),
+                hindsight_spans=((1, 3),),
+                max_new_tokens=4,
+            )
+            examples.append(example)
+            served = KNOWN[question] if number % 2 else 109
+            outcomes.append(
+                Outcome(example_id=example.example_id, reply_token_ids=(served,), episode_return=float(number % 2))
+            )
+    write_set(folder, examples, outcomes)
+    return folder
+
+
+def toy_anchors(folder: Path) -> Path:
+    """Questions that are never trained, with the answer in the prompt: reading must not be lost."""
+    path = folder / anchor.ANCHORS
+    told = [(question, 100 + (question + k) % 10) for question in QUESTIONS[8:] for k in (1, 4)]
+    write_lines(
+        path,
+        [
+            anchor.Anchor(
+                anchor_id=f"{question}-{answer}",
+                kind="read",
+                ability="act",
+                prompt_ids=(question, HINT, answer, ASK),
+                reply_ids=(answer,),
+            )
+            for question, answer in told
+        ],
+    )
+    return path
+
+
+class World:
+    """A policy, its example set and its anchors, and a way to train them."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.policy = {**MAKERS, "reader": reader}[kind](folder / "policy")
+        self.examples, self.anchors = toy_set(folder / "examples"), toy_anchors(folder)
+
+    def train(self, name: str, params: Params, **changes: Any) -> DistilReport:
+        arguments: dict[str, Any] = {"policy_path": self.policy, "base_path": self.policy, **changes}
+        return distil(
+            examples_folder=self.examples,
+            target=self.folder / name / "policy",
+            work=self.folder / name / "work",
+            params=params,
+            round=1,
+            anchor_file=self.anchors,
+            **arguments,
+        )
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+    return {kind: World(tmp_path_factory.mktemp(kind), kind) for kind in (*MAKERS, "reader")}
+
+
+# ── learning ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_student_learns_what_hindsight_holds(worlds: dict[str, World]) -> None:
+    world = worlds["reader"]
+    report = world.train("learn", slow(slow__steps=31, slow__weights=weights(select=1.0, write=1.0)))
+    first, last = report.log[0], report.log[-1]
+    for ability in N:
+        assert first[ability]["kl_nats"] > 0.5
+        assert last[ability]["kl_nats"] < 0.25 * first[ability]["kl_nats"]
+        assert {"entropy_nats", "reply_tokens", "hindsight_present", "margin_nats"} <= set(last[ability])
+        assert last[ability]["hindsight_present"] == 1.0
+    assert [line["step"] for line in report.log] == [0, 10, 20, 30]
+    assert first["act"]["margin_nats"] > 1.0 > abs(last["act"]["margin_nats"])
+    student = LocalPolicy.load(world.folder / "learn" / "policy")
+    assert report.weights_digest[:12] == student.version
+    greedy = Sampling(temperature=0.0, max_new_tokens=1)
+    replies = student.generate_ids([(question, ASK) for question in KNOWN], greedy, [0] * len(KNOWN))
+    assert [reply[0] for reply in replies] == list(KNOWN.values())
+
+
+def test_the_anchor_keeps_the_base_policys_behaviour(worlds: dict[str, World]) -> None:
+    def drift(weight: float) -> float:
+        changed = slow(slow__steps=21, slow__weights=weights(anchor=weight), slow__learning_rate=0.01)
+        return float(worlds["reader"].train(f"anchor-{weight}", changed).log[-1]["anchor"]["kl_nats"])
+
+    assert drift(1.0) < 0.5 * drift(1e-9)
+
+
+@pytest.mark.parametrize("arm", ["empty", "shuffled"])
+def test_control_arms_train(worlds: dict[str, World], arm: str) -> None:
+    report = worlds["lfm2"].train(arm, slow(slow__hindsight=arm))
+    assert report.log[0]["act"]["hindsight_present"] == float(arm == "shuffled")
+    if arm == "empty":
+        assert report.log[0]["act"]["kl_nats"] < 1e-6
+
+
+# ── adapters ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_lora_trains_its_adapter_and_saves_it_merged_and_bare(worlds: dict[str, World], kind: str) -> None:
+    world = worlds[kind]
+    report = world.train("lora", slow(slow__adapter="lora", slow__lora__r=4, slow__steps=11))
+    assert report.log[-1]["act"]["kl_nats"] < report.log[0]["act"]["kl_nats"]
+    base = LocalPolicy.load(world.policy).model.state_dict()
+    merged = LocalPolicy.load(world.folder / "lora" / "policy").model.state_dict()
+    assert base.keys() == merged.keys()
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed and all("proj" in name for name in changed)
+    bare = world.folder / "lora" / "work" / "adapter"
+    assert (bare / "adapter_model.safetensors").exists()
+    with_adapter = LocalPolicy.load(bare).model.state_dict()
+    assert all(torch.allclose(with_adapter[name], merged[name], atol=1e-6) for name in merged)
+
+
+def test_lora_targets_are_those_the_model_has(worlds: dict[str, World]) -> None:
+    model = LocalPolicy.load(worlds["lfm2"].policy).model
+    assert lora_targets(model, ("q_proj", "o_proj", "gate_proj")) == ["q_proj"]
+    with pytest.raises(SetupError, match="has none of them"):
+        lora_targets(model, ("c_attn",))
+
+
+# ── resume ────────────────────────────────────────────────────────────────────────────────────
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_slow_train import World, slow
+from opd_evolver.params import Params
+import safetensors.torch
+world = World.__new__(World)
+world.folder = Path({folder!r})
+world.policy, world.examples = world.folder / "policy", world.folder / "examples"
+world.anchors = world.folder / "anchors.jsonl"
+
+def child(name, kill):
+    if (pid := os.fork()) == 0:
+        kill(name)
+        os._exit(7)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+
+def after_a_step(name):
+    world.train(name, slow(), on_progress=lambda done, n: os.kill(os.getpid(), signal.SIGKILL) if done == 5 else None)
+
+def inside_a_checkpoint(name):
+    plain, calls = safetensors.torch.save_file, []
+    def save_file(*args, **kwargs):
+        plain(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    safetensors.torch.save_file = save_file
+    world.train(name, slow())
+
+child("killed-step", after_a_step)
+child("killed-write", inside_a_checkpoint)
+"""
+
+
+def test_a_kill_changes_no_byte(worlds: dict[str, World]) -> None:
+    world = worlds["lfm2"]
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(world.folder))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=240)
+    whole = world.train("whole", slow())
+    for name, at in {"killed-step": 4, "killed-write": 2}.items():
+        resumed = world.train(name, slow())
+        assert resumed.metrics["resumed_from"] == at
+        assert resumed.weights_digest == whole.weights_digest
+        assert resumed.log == whole.log
+        metrics = [(world.folder / run / "work" / "metrics.jsonl").read_bytes() for run in (name, "whole")]
+        assert metrics[0] == metrics[1]
+
+
+def test_the_same_training_gives_the_same_bytes_and_another_seed_others(worlds: dict[str, World]) -> None:
+    world = worlds["qwen3"]
+    first, again = world.train("one", slow()), world.train("two", slow())
+    assert (first.weights_digest, first.log) == (again.weights_digest, again.log)
+    assert world.train("three", slow(seed=1)).weights_digest != first.weights_digest
+
+
+def test_a_checkpoint_of_another_training_is_refused(worlds: dict[str, World]) -> None:
+    world = worlds["llama"]
+    world.train("mixed", slow())
+    with pytest.raises(SetupError, match="other parameters or inputs"):
+        world.train("mixed", slow(slow__learning_rate=0.001))
+    [folder] = checkpoint.folders(world.folder / "mixed" / "work" / "checkpoints")
+    file = folder / checkpoint.WEIGHTS
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CorruptionError, match="cannot read"):
+        world.train("mixed", slow())
+
+
+# ── nothing to teach ──────────────────────────────────────────────────────────────────────────
+
+
+def test_no_examples_leave_the_policy_as_it_was(worlds: dict[str, World], tmp_path: Path) -> None:
+    world = worlds["llama"]
+    write_set(tmp_path, [], [])
+    seen: list[int] = []
+    report = distil(
+        world.policy,
+        world.policy,
+        tmp_path,
+        tmp_path / "policy",
+        tmp_path,
+        slow(),
+        1,
+        lambda done, n: seen.append(done),
+    )
+    assert report.note == "no examples: the policy is unchanged"
+    assert report.weights_digest[:12] == LocalPolicy.load(world.policy).version
+    assert (report.metrics["steps"], seen) == (0, [])
+    assert world.train("zero", slow(slow__steps=0)).weights_digest == report.weights_digest
+
+
+def test_a_missing_example_file_is_an_error(worlds: dict[str, World], tmp_path: Path) -> None:
+    world = worlds["llama"]
+    with pytest.raises(CorruptionError, match=r"examples\.jsonl"):
+        distil(world.policy, world.policy, tmp_path, tmp_path / "policy", tmp_path, slow(), 1)
+
+
+def test_without_outcomes_there_is_no_margin(worlds: dict[str, World], tmp_path: Path) -> None:
+    world = World(tmp_path, "qwen3")
+    (world.examples / OUTCOMES).unlink()
+    report = world.train("bare", slow(slow__steps=1))
+    assert "margin_nats" not in report.log[0]["act"]
+    assert worlds
