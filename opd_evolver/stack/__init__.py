@@ -27,12 +27,19 @@ from opd_evolver.stack.services import HOST, Stack
 
 # A parent that waits on its own one-slot pool never wakes: steps run in a pool of their own.
 POOLS = {"control": None, "gpu": 1}
+# What a run can do without: MLflow's server only shows what is in its database, and the pool `gpu`
+# serves `flows.placement = deployment` alone.
+EXTRAS = ("mlflow", "worker-gpu")
 TOML_HEAD = "# written by `opd up` for this folder only; `opd down` removes it"
 DEPLOY_TIMEOUT_S = 180.0
 
 
-def up(settings: Settings | None = None) -> dict[str, Any]:
+def up(settings: Settings | None = None, *, extras: tuple[str, ...] = EXTRAS) -> dict[str, Any]:
     """Start what does not run yet, and deploy the flows of prefect.yaml.
+
+    Args:
+        settings: ports and addresses of this machine.
+        extras: which of EXTRAS to start beside the Prefect server and the worker of the pool `control`.
 
     Returns:
         The same object as `status`, with `already` (nothing had to be started) and `seconds`.
@@ -46,12 +53,12 @@ def up(settings: Settings | None = None) -> dict[str, Any]:
     _check_project(project)
     with _lock(project):
         stack = services.read(project)
-        if stack is not None and not stack.services["prefect"].alive():
+        if stack is not None and not stack.serves("prefect"):
             say("the local stack was not stopped cleanly: starting it anew")
             services.stop(stack)
             stack = None
         before = stack
-        stack = _ensure(project, settings, stack)
+        stack = _ensure(project, settings, stack, extras)
     tree = _tree(project, stack)
     return {**tree, "already": stack == before, "seconds": round(time.monotonic() - began, 1)}
 
@@ -80,11 +87,12 @@ def status() -> dict[str, Any]:
 
 
 @contextmanager
-def running(settings: Settings | None = None) -> Iterator[dict[str, Any]]:
-    """`up`, and `down` at the end, unless the stack was there before."""
+def running(settings: Settings | None = None, *, extras: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+    """`up`, and `down` at the end, also after an error or Ctrl-C; a stack that was there before stays."""
     had_one = bool(status()["running"])
+    tree = up(settings, extras=extras)
     try:
-        yield up(settings)
+        yield tree
     finally:
         if not had_one:
             down()
@@ -94,7 +102,7 @@ def _tree(project: Path, stack: Stack) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "running": all(service.alive() for service in stack.services.values()),
         "prefect": f"http://{HOST}:{stack.prefect_port}",
-        "mlflow": f"http://{HOST}:{stack.mlflow_port}" if stack.mlflow_port else None,
+        "mlflow": f"http://{HOST}:{stack.mlflow_port}" if "mlflow" in stack.services else None,
         "services": {
             name: service.pid if service.alive() else "not running" for name, service in stack.services.items()
         },
@@ -145,24 +153,23 @@ def _stop(project: Path, stack: Stack) -> list[str]:
     return names
 
 
-def _ensure(project: Path, settings: Settings, stack: Stack | None) -> Stack:
-    """Bring every service up; stop all of it again when one fails or the user interrupts."""
+def _ensure(project: Path, settings: Settings, stack: Stack | None, extras: tuple[str, ...]) -> Stack:
+    """Bring every service up; when one fails or the user interrupts, leave things as they were."""
+    had_one = stack is not None
     if stack is None:
         stack = Stack(
             mark=uuid.uuid4().hex,
             prefect_port=services.choose_port(project, "prefect", settings.prefect_port),
-            mlflow_port=None
-            if settings.mlflow_tracking_uri
-            else services.choose_port(project, "mlflow", settings.mlflow_port),
         )
-    begun = _Begun(project, settings, stack)
+    begun = _Begun(project, settings, stack, extras)
     try:
         begun.servers()
         begun.workers()
         begun.deploy()
         begun.settle()
     except BaseException:
-        _stop(project, begun.stack)
+        if not had_one:
+            _stop(project, begun.stack)
         raise
     return begun.stack
 
@@ -170,8 +177,13 @@ def _ensure(project: Path, settings: Settings, stack: Stack | None) -> Stack:
 class _Begun:
     """A stack on its way up. It is recorded after every process, so that `opd down` finds each one."""
 
-    def __init__(self, project: Path, settings: Settings, stack: Stack) -> None:
+    def __init__(self, project: Path, settings: Settings, stack: Stack, extras: tuple[str, ...]) -> None:
         self.project, self.settings, self.stack = project, settings, stack
+        self._mlflow = "mlflow" in extras and not settings.mlflow_tracking_uri
+        # Asked for before anything starts, so that a busy port costs nobody a minute.
+        new_port = self._mlflow and not stack.serves("mlflow")
+        self._mlflow_port = services.choose_port(project, "mlflow", settings.mlflow_port) if new_port else 0
+        self._pools_served = [pool for pool in POOLS if f"worker-{pool}" not in EXTRAS or f"worker-{pool}" in extras]
         self.api = f"http://{HOST}:{stack.prefect_port}/api"
         self.env = services.environment(project, stack.mark, self.api)
 
@@ -180,32 +192,37 @@ class _Begun:
         services.write(self.project, self.stack)
 
     def _start(self, name: str, *arguments: str) -> None:
-        found = self.stack.services.get(name)
-        if found is not None and found.alive():
+        if self.stack.serves(name):
             return
         say(f"local stack: starting {name}")
         service = services.spawn(self.project, name, arguments, self.env)
         self._record(services={**self.stack.services, name: service})
 
     def servers(self) -> None:
-        """Both at once; MLflow may take longer than Prefect."""
+        """The Prefect server, and then MLflow's while the rest is set up."""
+        services.write(self.project, self.stack)  # its mark finds even a process that was never recorded
         port = str(self.stack.prefect_port)
         self._start("prefect", "prefect", "--no-prompt", "server", "start", "--host", HOST, "--port", port)
-        if self.stack.mlflow_port is not None:
-            root = self.settings.artifact_root.resolve()
-            store = ("--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}")
-            files = ("--artifacts-destination", str(root / "mlartifacts"))
-            place = ("--host", HOST, "--port", str(self.stack.mlflow_port), "--workers", "1")
-            self._start("mlflow", "mlflow", "server", *store, *files, *place)
-        api = f'home = "{self.project / ".opd" / "prefect"}"\n\n[api]\nurl = "{self.api}"\n'
-        write_text(self.project / "prefect.toml", f"{TOML_HEAD}\n{api}")
+        home = self.project / ".opd" / "prefect"
+        write_text(self.project / "prefect.toml", f'{TOML_HEAD}\nhome = "{home}"\n\n[api]\nurl = "{self.api}"\n')
         health = f"{self.api}/health"
         services.wait("prefect", self.stack.services["prefect"], lambda: services.request(health) is True)
+        if self._mlflow and not self.stack.serves("mlflow"):
+            self._start_mlflow()
+
+    def _start_mlflow(self) -> None:
+        """On the database that a run writes to without a server."""
+        port = self._mlflow_port
+        root = self.settings.artifact_root.resolve()
+        store = ("--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}")
+        files = ("--artifacts-destination", str(root / "mlartifacts"))
+        self._start("mlflow", "mlflow", "server", *store, *files, "--host", HOST, "--port", str(port), "--workers", "1")
+        self._record(mlflow_port=port)
 
     def workers(self) -> None:
-        """The pools, and one process worker for each."""
+        """The pools, and one process worker for each that is served."""
         self._pools()
-        for pool in POOLS:
+        for pool in self._pools_served:
             name = ("--name", f"opd-{pool}")
             self._start(
                 f"worker-{pool}",
@@ -261,10 +278,10 @@ class _Begun:
 
     def settle(self) -> None:
         """MLflow answers and each pool's worker polls."""
-        if self.stack.mlflow_port is not None:
+        if self._mlflow:
             url = f"http://{HOST}:{self.stack.mlflow_port}/health"
             services.wait("mlflow", self.stack.services["mlflow"], lambda: services.request(url) == "OK")
-        for pool in POOLS:
+        for pool in self._pools_served:
             services.wait(f"worker-{pool}", self.stack.services[f"worker-{pool}"], partial(self._polls, pool))
 
     def _polls(self, pool: str) -> bool:

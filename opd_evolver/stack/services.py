@@ -29,9 +29,10 @@ from opd_evolver.records import SCHEMA_VERSION, Record
 
 HOST = "127.0.0.1"
 MARK = "EVOLVER_STACK"
-START_TIMEOUT_S = 180.0
+# A server that starts beside other work on two cores takes a while.
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 10.0
-POLL_S = 0.1
+POLL_S = 0.2
 # Below the range from which kernels take ports for outgoing connections.
 FIRST_PORT, N_PORTS = 20000, 10000
 
@@ -53,9 +54,13 @@ class Stack(Record):
     schema_version: int = SCHEMA_VERSION
     mark: str
     prefect_port: int
-    mlflow_port: int | None
+    mlflow_port: int | None = None
     deployed: str = ""
     services: dict[str, Service] = Field(default_factory=dict)
+
+    def serves(self, name: str) -> bool:
+        """Whether the very process that was started as `name` still runs."""
+        return name in self.services and self.services[name].alive()
 
 
 def state_path(project: Path) -> Path:
