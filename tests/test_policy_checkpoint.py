@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.policy import checkpoint
+from opd_evolver.policy import checkpoint, weights
 from opd_evolver.policy.local import LocalPolicy, save, weights_digest
 from opd_evolver.policy.weights import SINGLE
 from opd_evolver.records import Sampling
@@ -97,7 +97,7 @@ def test_unknown_device_and_too_long_prompts(folder: Path) -> None:
 
 
 def test_seed_names_the_packaged_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
-    monkeypatch.setattr(checkpoint.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(weights.resources, "files", lambda package: tmp_path)
     with pytest.raises(SetupError, match="make seed-policy"):
         checkpoint.resolve("seed")
     (tmp_path / "assets").mkdir()

@@ -107,5 +107,7 @@ def reindex(given: argparse.Namespace) -> int:
 
 def undo(given: argparse.Namespace) -> int:
     """Return to the lineage before the last rollback or fork; nothing is deleted."""
-    run = lineage.undo(prepare.artifact_root(), given.name)
+    root = prepare.artifact_root()
+    lineage.open_run(root, given.name)
+    run = lineage.undo(root, given.name)
     return _print({"lineage": run.lineage}, f"current lineage: `{run.lineage}`", given)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.policy.weights import read_json, tensors_of, weight_files, weights_digest
+from opd_evolver.policy.weights import read_json, replaced_name, resolve, tensors_of, weight_files, weights_digest
 from opd_evolver.records import canonical_json, digest_of
 
-SEED = "seed"
 _ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # What scales an adapter's update; the rest of its configuration concerns training.
@@ -31,27 +29,6 @@ class Checkpoint(NamedTuple):
     model: Any
     tokenizer: Any
     version: str
-
-
-def resolve(path: str | Path) -> Path:
-    """The folder of `policy.path`; `seed` is the one in the package.
-
-    Raises:
-        SetupError: no such folder.
-    """
-    if str(path) == SEED:
-        folder = Path(str(resources.files("opd_evolver") / "assets" / "seed-policy"))
-        if not (folder / "config.json").is_file():
-            raise SetupError(f"no seed policy in {folder}", "the packaged weights", "make seed-policy")
-        return folder
-    folder = Path(path)
-    if not folder.exists() and (replaced := _replaced_name(folder)).is_dir():
-        os.replace(replaced, folder)  # killed between the two renames of `save`
-    if not folder.is_dir():
-        raise SetupError(
-            f"no folder {folder}", "a folder in Hugging Face form", "set policy.path, or `policy.path=seed`"
-        )
-    return folder
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Checkpoint:
@@ -198,7 +175,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         _sync_to_disk(file)
     _sync_to_disk(fresh)
     if folder.exists():
-        replaced = _replaced_name(folder)
+        replaced = replaced_name(folder)
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
         os.replace(fresh, folder)
@@ -207,10 +184,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     else:
         os.replace(fresh, folder)
     _sync_to_disk(folder.parent)
-
-
-def _replaced_name(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.replaced"
 
 
 def _sync_to_disk(path: Path) -> None:

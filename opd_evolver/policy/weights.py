@@ -1,4 +1,4 @@
-"""Safetensors files of a policy's folder: which they are, that they are whole, their canonical digest.
+"""A policy's folder and its safetensors files: which they are, that they are whole, their canonical digest.
 
 Stdlib only: a digest check never waits for torch.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.records import digest_of
 
+SEED = "seed"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -29,6 +32,32 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+def resolve(path: str | Path) -> Path:
+    """The folder of `policy.path`; `seed` is the one in the package.
+
+    Raises:
+        SetupError: no such folder.
+    """
+    if str(path) == SEED:
+        folder = Path(str(resources.files("opd_evolver") / "assets" / "seed-policy"))
+        if not (folder / "config.json").is_file():
+            raise SetupError(f"no seed policy in {folder}", "the packaged weights", "make seed-policy")
+        return folder
+    folder = Path(path)
+    if not folder.exists() and (replaced := replaced_name(folder)).is_dir():
+        os.replace(replaced, folder)  # killed between the two renames of `save`
+    if not folder.is_dir():
+        raise SetupError(
+            f"no folder {folder}", "a folder in Hugging Face form", "set policy.path, or `policy.path=seed`"
+        )
+    return folder
+
+
+def replaced_name(folder: Path) -> Path:
+    """Where `save` keeps the old folder until the new one stands."""
+    return folder.parent / f".{folder.name}.replaced"
 
 
 def weight_files(folder: Path) -> list[Path]:

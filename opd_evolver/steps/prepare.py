@@ -53,11 +53,10 @@ def check(wanted: params.Params) -> None:
     for domain in wanted.environments.domains:
         registry.load(domain).close()
     if wanted.policy.backend == "local":
-        from opd_evolver.policy.checkpoint import resolve as folder_of
-        from opd_evolver.policy.weights import tensors_of, weight_files
+        from opd_evolver.policy import weights
 
-        for file in weight_files(folder_of(wanted.policy.path)):
-            tensors_of(file)
+        for file in weights.weight_files(weights.resolve(wanted.policy.path)):
+            weights.tensors_of(file)
 
 
 def finished_run(
@@ -83,8 +82,7 @@ def base(run: Run) -> None:
     path = run.owner(0).run / "base.json"
     if path.exists():
         return
-    from opd_evolver.policy.checkpoint import resolve
-    from opd_evolver.policy.weights import weights_digest
+    from opd_evolver.policy.weights import resolve, weights_digest
 
     folder = resolve(run.params.policy.path)
     tree = {"schema_version": SCHEMA_VERSION, "policy": str(folder), "policy_digest": weights_digest(folder)}

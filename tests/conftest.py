@@ -1,0 +1,79 @@
+"""What every test gets: no telemetry, no settings of the user, no network; and a project with a finished round."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+for name in [name for name in os.environ if name.upper().startswith("OPD_") and name != "OPD_REQUIRE_WEAVIATE"]:
+    del os.environ[name]
+os.environ.update(
+    DO_NOT_TRACK="true",
+    GX_ANALYTICS_ENABLED="false",
+    HF_HUB_OFFLINE="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> Iterator[None]:
+    """Settings are read once per process; a test that sets some must not leave them to the next."""
+    from opd_evolver.settings import load_settings
+
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()
+
+
+class Said(NamedTuple):
+    """What a call of `opd` left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Opd = Callable[..., Said]
+
+
+@pytest.fixture
+def opd(capsys: pytest.CaptureFixture[str]) -> Opd:
+    """Calls the command in process."""
+    from opd_evolver.cli import main
+
+    def call(*arguments: str) -> Said:
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as left:  # argparse
+            code = int(left.code or 0)
+        streams = capsys.readouterr()
+        return Said(code, streams.out, streams.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the finished run `done`; copy it before writing."""
+    import finished_run
+
+    folder = tmp_path_factory.mktemp("finished")
+    finished_run.build(folder / "project", finished_run.policy_folder(folder))
+    return folder / "project"
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that project, as the current folder."""
+    copy = tmp_path / "project"
+    shutil.copytree(finished, copy)
+    monkeypatch.chdir(copy)
+    return copy
