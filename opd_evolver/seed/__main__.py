@@ -68,8 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, save, report; exit codes as `opd`."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    from opd_evolver.seed.model import quiet
     from opd_evolver.seed.train import train
 
+    quiet()
     settings = SeedSettings(seed=given.seed, steps=given.steps, drill_steps=given.drill_steps)
 
     def keep(model: Any, tokenizer: Any, step: int) -> None:

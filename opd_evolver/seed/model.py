@@ -9,6 +9,14 @@ import torch
 LAYERS = ("conv", "conv", "full_attention", "conv", "full_attention")
 
 
+def quiet() -> None:
+    """Keep transformers' bars and its note on a missing kernel off the progress lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def build(tokenizer: Any, seed: int) -> Any:
     """A freshly initialised `Lfm2ForCausalLM` in fp32; the same seed gives the same weights.
 

@@ -26,11 +26,11 @@ from opd_evolver.processes import die_with_parent
 from opd_evolver.seed import model as network
 from opd_evolver.seed import state
 from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed.curve import ABILITIES, measured, report
 from opd_evolver.seed.data import Encoded, Encoder, batch
 from opd_evolver.seed.muon import Optimisers, rate_factor
 from opd_evolver.seed.settings import SeedSettings
 
-ABILITIES = ("act", "select", "write", "drill")
 BARRIER_SECONDS = 600.0
 
 
@@ -157,7 +157,7 @@ class Trainer:
 
 
 def share(settings: SeedSettings, n_parameters: int, n_workers: int) -> Shared:
-    """Memory for `n_workers` processes; a single one needs no real barrier."""
+    """Memory for `n_workers` processes."""
     gradients = torch.zeros(settings.shards, n_parameters)
     counts = torch.zeros(settings.shards, len(ABILITIES), 4, dtype=torch.float64)
     if n_workers == 1:
@@ -175,11 +175,19 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 def _follow(settings: SeedSettings, rank: int, n_workers: int, shared: Shared, saved: str) -> None:
     """A worker beside the first: the same steps, nothing written."""
     die_with_parent()
+    network.quiet()
     torch.set_num_threads(1)
     trainer = Trainer(settings, rank, n_workers, shared)
     done = state.load(Path(saved), trainer.model, trainer.optimisers)[0] if saved else 0
     for number in range(done, settings.steps):
         trainer.step(number)
+
+
+def _watch(process: Any, barrier: Any) -> None:
+    """Wake the waiting worker when another one ends before its time."""
+    process.join()
+    if process.exitcode:
+        barrier.abort()
 
 
 class Trained:
@@ -248,6 +256,7 @@ def _lead(
     ]
     for process in others:
         process.start()
+        threading.Thread(target=_watch, args=(process, trainer.shared.barrier), daemon=True).start()
     began = time.monotonic()
     sums = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
     try:
@@ -256,8 +265,8 @@ def _lead(
             last = number + 1 == settings.steps
             if (number + 1) % report_every == 0 or last:
                 seconds = before + time.monotonic() - began
-                curve.append(_measured(sums, number + 1, seconds))
-                _report(curve[-1], settings.steps - number - 1, (time.monotonic() - began) / (number + 1 - done))
+                curve.append(measured(sums, number + 1, seconds))
+                report(curve[-1], settings.steps - number - 1, (time.monotonic() - began) / (number + 1 - done))
                 sums.zero_()
             if (number + 1) % save_every == 0 and not last:
                 state.save(saved, number + 1, trainer.model, trainer.optimisers, curve)
@@ -270,25 +279,7 @@ def _lead(
     finally:
         for process in others:
             process.join(5.0)
-            process.kill()
+            if process.is_alive():
+                process.kill()
     saved.unlink(missing_ok=True)
     return Trained(trainer, curve, before + time.monotonic() - began)
-
-
-def _measured(sums: torch.Tensor, step: int, seconds: float) -> dict[str, Any]:
-    """Per ability: loss (nats per scored token) and the share of conversations without a miss."""
-    line: dict[str, Any] = {"step": step, "seconds": round(seconds, 1), "conversations": int(sums[:, 2].sum())}
-    for ability, (loss, n_tokens, n, n_exact) in zip(ABILITIES, sums.tolist(), strict=True):
-        if n:
-            line[ability] = {"loss": round(loss / n_tokens, 4), "exact": round(n_exact / n, 4)}
-    return line
-
-
-def _report(line: dict[str, Any], n_left: int, seconds_a_step: float) -> None:
-    parts = [f"{name} {line[name]['loss']:.3f}/{line[name]['exact']:.2f}" for name in ABILITIES if name in line]
-    left = n_left * seconds_a_step
-    print(
-        f"step {line['step']} · {line['seconds']:.0f} s · left {left / 60:.1f} min · " + " · ".join(parts),
-        file=sys.stderr,
-        flush=True,
-    )
