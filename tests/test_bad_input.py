@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,14 +20,14 @@ import pytest
 from conftest import Opd, Said
 from finished_run import params_of, stand_in_flow
 
-from opd_evolver import lineage
+from opd_evolver import cli, lineage, step
 from opd_evolver.memory.segment import encode_lines, split_lines
 from opd_evolver.memory.store import INDEX_FILE, Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.processes import started
 
 LIBC = ctypes.CDLL(None)
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 CANNOT_CONFINE = 77
 SOURCE = Path(__file__).parents[1]
 
@@ -57,36 +58,50 @@ def intact(project: Path) -> Iterator[Path]:
     assert contents(project) == before
 
 
+def _give_up_root() -> None:
+    """From here on file modes bind this process, as they bind every user but root."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    failed = LIBC.capget(header, data)
+    for at in range(3):
+        data[at] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    if failed or LIBC.capset(header, data) != 0:
+        os._exit(CANNOT_CONFINE)
+
+
 def child(
     *arguments: str,
-    cwd: Path,
     limit_bytes: int | None = None,
     obeys_modes: bool = False,
-    module: str = "opd_evolver.cli",
+    entry: Callable[[list[str]], int] = cli.main,
 ) -> Said:
     """The command in a process of its own: on a small disk, or without root's right to read everything."""
-
-    def confine() -> None:
-        if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-        if obeys_modes and os.geteuid() == 0:
-            for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-                if LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-                    os._exit(CANNOT_CONFINE)
-
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=confine,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    if done.returncode == CANNOT_CONFINE:
+    pipes = [os.pipe(), os.pipe()]
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            sys.stdout, sys.stderr = (open(write, "w", encoding="utf-8") for _, write in pipes)  # noqa: SIM115
+            if limit_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+            if obeys_modes and os.geteuid() == 0:
+                _give_up_root()
+            status = entry(list(arguments))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    texts = []
+    for read, write in pipes:
+        os.close(write)
+        with open(read, encoding="utf-8") as stream:
+            texts.append(stream.read())
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == CANNOT_CONFINE:
         pytest.skip("root that may not give up its rights ignores modes")
-    return Said(done.returncode, done.stdout, done.stderr)
+    return Said(code, *texts)
 
 
 # ── parameters and names ──────────────────────────────────────────────────────────────────────
@@ -275,14 +290,14 @@ def test_parameters_that_this_version_does_not_know(project: Path, opd: Opd) -> 
 
 def test_a_full_disk(intact: Path) -> None:
     """RLIMIT_FSIZE stands for it: a write beyond the limit fails as on a full disk."""
-    one_line(child("run", "--local", "--name", "new", cwd=intact, limit_bytes=200), "no space left", "opd resume")
+    one_line(child("run", "--local", "--name", "new", limit_bytes=200), "no space left", "opd resume")
     assert not list((intact / "runs" / "new").glob(".*.tmp"))
-    one_line(child("memory", "log", "--name", "done", cwd=intact, limit_bytes=2000), "no space left")
+    one_line(child("memory", "log", "--name", "done", limit_bytes=2000), "no space left")
     job = next((intact / "runs" / "done" / "steps" / "round-001").glob("wave-00/shard-0-of-1/job.json"))
     fresh = json.loads(job.read_text())["job"]
     fresh.update(out="runs/new/steps/x", root=str(intact), lineage="new")
     (intact / "job.json").write_text(json.dumps(fresh))
-    said = child("job.json", cwd=intact, limit_bytes=200, module="opd_evolver.step")
+    said = child("job.json", limit_bytes=200, entry=step.main)
     assert said.code == 2 and said.out == "" and "no space left" in json.loads(said.err.splitlines()[-1])["seen"]
 
 
@@ -302,14 +317,14 @@ def test_a_full_disk(intact: Path) -> None:
 def test_no_read_permission(intact: Path, file: str, command: tuple[str, ...]) -> None:
     (intact / ".env").touch()
     (intact / file).chmod(0)
-    said = child(*command, cwd=intact, obeys_modes=True)
+    said = child(*command, obeys_modes=True)
     (intact / file).chmod(0o644)
     one_line(said, Path(file).name, "chmod")
 
 
 def test_no_write_permission(intact: Path) -> None:
     (intact / "runs").chmod(0o555)
-    said = child("run", "--local", "--name", "new", cwd=intact, obeys_modes=True)
+    said = child("run", "--local", "--name", "new", obeys_modes=True)
     (intact / "runs").chmod(0o755)
     one_line(said, "no permission to write", "chmod")
     assert not (intact / "runs" / "new").exists()
