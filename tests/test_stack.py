@@ -22,11 +22,7 @@ from opd_evolver.settings import Settings
 from opd_evolver.stack import services
 
 PROJECT = Path(__file__).resolve().parents[1]
-FLOW = '''
-import json
-import os
-from pathlib import Path
-
+FLOW = """
 from prefect import flow
 
 from flows.written import write
@@ -35,16 +31,17 @@ from flows.written import write
 @flow(name="{name}", persist_result=False)
 def {name}({parameters}) -> None:
     write({told!r}, {told})
-'''
-WRITTEN = '''
-import json, os
+"""
+WRITTEN = """
+import json
+import os
 from pathlib import Path
 
 
 def write(name: str, value: object) -> None:
     tree = {"value": value, "cwd": os.getcwd(), "pid": os.getpid(), "home": os.environ.get("PREFECT_HOME")}
     Path("written.json").write_text(json.dumps(tree))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         FLOW.format(name="step", parameters="job_path: str", told="job_path")
     )
     (project / "flows" / "written.py").write_text(WRITTEN)
+    (project / "flows" / "__init__.py").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(place / "home"))
         for name in [name for name in os.environ if name.startswith("PREFECT_") and name.endswith(("_URL", "_HOME"))]:
@@ -140,9 +138,6 @@ def test_up_again_starts_nothing_and_restarts_what_was_killed(folder: Path, runn
     assert stack.up(Settings())["already"]
     assert _pids(folder) == before
     os.kill(before["worker-control"], signal.SIGKILL)
-    while services.alive(before["worker-control"], 0) or psutil.pid_exists(before["worker-control"]):
-        os.waitpid(before["worker-control"], os.WNOHANG)
-        break
     _gone(before["worker-control"])
     assert not stack.status()["running"]
     assert not stack.up(Settings())["already"]
