@@ -238,16 +238,29 @@ class _Begun:
             )
 
     def _pools(self) -> None:
-        missing = [pool for pool in POOLS if services.request(f"{self.api}/work_pools/{pool}") == {"status": 404}]
+        missing = [pool for pool in POOLS if self._ask(f"work_pools/{pool}") == {"status": 404}]
         if not missing:
             return
-        known = services.request(f"{self.api}/collections/views/aggregate-worker-metadata", timeout_s=30)
+        known = self._ask("collections/views/aggregate-worker-metadata")
         template = known["prefect"]["process"]["default_base_job_configuration"]
         for pool in missing:
             body = {"name": pool, "type": "process", "base_job_template": template, "concurrency_limit": POOLS[pool]}
-            made = services.request(f"{self.api}/work_pools/", body, timeout_s=30)
-            if not isinstance(made, dict) or made.get("name") != pool:
+            made = self._ask("work_pools/", body)
+            # 409: made by a request whose answer came too late
+            if made.get("name") != pool and made != {"status": 409}:
                 raise OutageError(f"the work pool {pool} was not made: {made}", "a work pool", "opd down; opd up")
+
+    def _ask(self, path: str, tree: object = None) -> dict[str, Any]:
+        """A request that is repeated until the server answers; on a busy machine it may take its time."""
+        answer: Any = None
+
+        def answered() -> bool:
+            nonlocal answer
+            answer = services.request(f"{self.api}/{path}", tree, timeout_s=30)
+            return isinstance(answer, dict)
+
+        services.wait("prefect", self.stack.services["prefect"], answered)
+        return dict(answer)
 
     def deploy(self) -> None:
         """`prefect deploy --all`, again only when prefect.yaml has changed."""
