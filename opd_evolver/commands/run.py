@@ -62,16 +62,15 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
     if given.local:
         dispatch.locally(prepared, watch.tick)
         return
-    if given.up:
-        from opd_evolver import stack
-        from opd_evolver.settings import load_settings
+    from opd_evolver import stack
+    from opd_evolver.settings import load_settings
 
-        stack.up(load_settings())
-        try:
+    if given.up:
+        gpu = ("worker-gpu",) if prepared.params.flows.placement == "deployment" else ()
+        with stack.running(load_settings(), extras=gpu):
             dispatch.through_worker(prepared, watch.tick)
-        finally:
-            stack.down()
         return
+    stack.mend(load_settings())  # a worker that was killed would never take the run
     url = dispatch.api_url()
     if url is None:
         watch.say("no Prefect server is configured here: running without one (`opd up` starts one)")

@@ -86,10 +86,18 @@ def status() -> dict[str, Any]:
     return tree
 
 
+def mend(settings: Settings | None = None) -> None:
+    """Start again what died of the stack that was started here; nothing when there is none, or all of it runs."""
+    stack = services.read(Path.cwd())
+    if stack is not None and not all(service.alive() for service in stack.services.values()):
+        up(settings, extras=tuple(name for name in EXTRAS if name in stack.services))
+
+
 @contextmanager
 def running(settings: Settings | None = None, *, extras: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """`up`, and `down` at the end, also after an error or Ctrl-C; a stack that was there before stays."""
-    had_one = bool(status()["running"])
+    before = services.read(Path.cwd())
+    had_one = before is not None and before.serves("prefect")
     tree = up(settings, extras=extras)
     try:
         yield tree
@@ -223,19 +231,8 @@ class _Begun:
         """The pools, and one process worker for each that is served."""
         self._pools()
         for pool in self._pools_served:
-            name = ("--name", f"opd-{pool}")
-            self._start(
-                f"worker-{pool}",
-                "prefect",
-                "--no-prompt",
-                "worker",
-                "start",
-                "--pool",
-                pool,
-                "--type",
-                "process",
-                *name,
-            )
+            command = ("worker", "start", "--pool", pool, "--type", "process", "--name", f"opd-{pool}")
+            self._start(f"worker-{pool}", "prefect", "--no-prompt", *command)
 
     def _pools(self) -> None:
         missing = [pool for pool in POOLS if self._ask(f"work_pools/{pool}") == {"status": 404}]
