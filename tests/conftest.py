@@ -77,3 +77,13 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(finished, copy)
     monkeypatch.chdir(copy)
     return copy
+
+
+@pytest.fixture
+def intact(project: Path) -> Iterator[Path]:
+    """The project; after the test its finished rounds must be what they were."""
+    from one_line import contents
+
+    before = contents(project)
+    yield project
+    assert contents(project) == before

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from opd_evolver.console import result
 
-def _print(tree: Any, given: argparse.Namespace) -> None:
-    if given.json:
-        print(json.dumps(tree, ensure_ascii=False, indent=2))
-        return
+
+def _print(tree: dict[str, Any], given: argparse.Namespace) -> None:
+    lines = []
     for name, value in tree.items():
-        print(f"{name}: {value if not isinstance(value, dict) else ', '.join(f'{k}={v}' for k, v in value.items())}")
+        told = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        lines.append(f"{name}: {', '.join(told) if isinstance(told, list) else told}")
+    result(tree, "\n".join(lines), as_json=given.json)
 
 
 def up(given: argparse.Namespace) -> int:
