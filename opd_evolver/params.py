@@ -81,7 +81,7 @@ class MemoryParams(Section):
 class FastParams(Section):
     """Fast loop: one epoch of waves. Paper: K rollouts a task, Q = 30, at most 40 steps, T 1.0, top-p 0.95."""
 
-    tasks_per_domain: int = Field(60, gt=0)
+    tasks_per_domain: int = Field(120, gt=0)
     rollouts_per_task: int = Field(4, gt=0)
     wave_tasks: int = Field(40, gt=0)
     microbatch_rollouts: int = Field(32, gt=0)
@@ -112,12 +112,12 @@ class SlowParams(Section):
     hindsight: Literal["full", "empty", "shuffled"] = "full"
     adapter: Literal["full", "lora"] = "full"
     lora: LoraParams = LoraParams()
-    steps: int = Field(200, ge=0)
+    steps: int = Field(150, ge=0)
     learning_rate: float = Field(1e-3, gt=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, int], BySource] = {"act": 64, "write": 8, "select": 8, "maintain": 0, "anchor": 24}
+    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 0, "anchor": 32}
     weights: Annotated[dict[str, float], BySource] = {
         "act": 1.0,
         "write": 0.3,
@@ -138,8 +138,8 @@ class BenchmarkParams(Section):
 
     protocol: Literal["frozen", "streaming"] = "frozen"
     test_tasks_per_domain: int = Field(100, gt=0)
-    val_tasks_per_domain: int = Field(60, gt=0)
-    probe_tasks_per_domain: int = Field(60, gt=0)
+    val_tasks_per_domain: int = Field(120, gt=0)
+    probe_tasks_per_domain: int = Field(120, gt=0)
     batch_rollouts: int = Field(64, gt=0)
     bootstrap_samples: int = Field(2000, gt=0)
 
@@ -148,7 +148,7 @@ class GateParams(Section):
     """Promote iff the lower 95 % bound of (new - champion) > -margin on deploy-val, and likewise for retention."""
 
     margin: float = Field(0.02, ge=0)
-    retention_margin: float = Field(0.1, ge=0)
+    retention_margin: float = Field(0.2, ge=0)
     max_refusals: int = Field(3, gt=0)
 
 

@@ -30,7 +30,7 @@ def test_the_margin_itself_is_refused() -> None:
     assert not decide({"success": estimate(-0.02)}, PARAMS).promoted
 
 
-@pytest.mark.parametrize("metric", ["memory_use", "override", "drift", "select_f1", "write_exact"])
+@pytest.mark.parametrize("metric", ["memory_use", "override", "select_f1", "write_exact"])
 def test_a_gain_bought_with_retention_is_refused(metric: str) -> None:
     found = decide({"success": estimate(0.2), metric: estimate(-0.15)}, PARAMS)
     assert not found.promoted and metric in found.reason

@@ -15,8 +15,9 @@ from opd_evolver.params import GateParams
 from opd_evolver.records import SCHEMA_VERSION, Record
 
 SUCCESS = "success"
-# Higher is better for each; steps per success is reported, not gated.
-RETENTION_METRICS = ("memory_use", "override", "drift", "select_f1", "write_exact")
+# Higher is better for each. Drift and steps per success are reported, not gated: drift is measured on deployed
+# families, where internalising a rule is what was asked for (docs/decisions.md).
+RETENTION_METRICS = ("memory_use", "override", "select_f1", "write_exact")
 
 
 class Check(Record):
@@ -55,7 +56,7 @@ def decide(differences: Mapping[str, Estimate], params: GateParams, refusals_bef
 
     Args:
         differences: new minus champion: `success` on deploy-val, and those of `RETENTION_METRICS` that were
-            measured on novel-val (and deploy-val for drift).
+            measured on novel-val.
         params: margins and the number of refusals that stop a run.
         refusals_before: refusals in a row just before this round.
     """
