@@ -53,7 +53,6 @@ def test_killed_and_resumed_with_other_workers_it_gives_the_same_bytes(tmp_path:
     resumed = train(TINY, work, n_workers=1)
     assert weights(resumed.model) == weights(whole.model)
     assert resumed.curve[-1]["act"] == whole.curve[-1]["act"]
-    assert not list(work.glob("*.pt")), "a finished training leaves no state"
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -157,6 +156,7 @@ def test_the_command_saves_a_policy_that_is_served_as_any_other(
     assert {"training.json", "README.md", "model.safetensors", "config.json", "tokenizer.json"} <= {
         path.name for path in out.iterdir()
     }
+    assert not list(tmp_path.glob("*.pt")), "the state goes once the weights are saved"
     policy = LocalPolicy.load(out)
     asked = Prompt(
         ability="act", messages=(Message(role="user", segments=(Segment(text="act task zora count late"),)),)

@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             on_save=keep if given.keep else None,
         )
         save(trained.model, trained.tokenizer, given.out, _record(settings, trained))
+        trained.state.unlink(missing_ok=True)
     except OpdError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     except KeyboardInterrupt:

@@ -11,8 +11,9 @@ LAYERS = ("conv", "conv", "full_attention", "conv", "full_attention")
 
 def quiet() -> None:
     """Keep transformers' bars and its note on a missing kernel off the progress lines."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

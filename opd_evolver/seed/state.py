@@ -30,15 +30,15 @@ def fingerprint(settings: SeedSettings, encoder: Encoder, domains: Sequence[cv.P
     return digest_of(lines)
 
 
-def save(path: Path, step: int, model: Any, optimisers: Optimisers, curve: list[dict[str, Any]]) -> None:
+def save(path: Path, step: int, model: Any, optimisers: Optimisers, curve: dict[str, Any]) -> None:
     """Write the state after `step` steps, durably."""
     raw = io.BytesIO()
     torch.save({"step": step, "model": model.state_dict(), "optimisers": optimisers.state_dict(), "curve": curve}, raw)
     write_bytes(path, raw.getvalue())
 
 
-def load(path: Path, model: Any, optimisers: Optimisers) -> tuple[int, list[dict[str, Any]]]:
-    """Put a saved state into model and optimisers; how many steps it has, and its learning curve.
+def load(path: Path, model: Any, optimisers: Optimisers) -> tuple[int, dict[str, Any]]:
+    """Put a saved state into model and optimisers; how many steps it has, and its curve's state.
 
     Raises:
         CorruptionError: the file cannot be read; delete it to begin anew.
@@ -47,7 +47,7 @@ def load(path: Path, model: Any, optimisers: Optimisers) -> tuple[int, list[dict
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         optimisers.load_state_dict(state["optimisers"])
-        return int(state["step"]), list(state["curve"])
+        return int(state["step"]), dict(state["curve"])
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptionError(
             f"cannot read the training state {path}: {str(error).splitlines()[0][:200]}",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,13 @@ from opd_evolver.processes import die_with_parent
 from opd_evolver.seed import model as network
 from opd_evolver.seed import state
 from opd_evolver.seed import tokenizer as vocabulary
-from opd_evolver.seed.curve import ABILITIES, measured, report
+from opd_evolver.seed.curve import ABILITIES, Curve
 from opd_evolver.seed.data import Encoded, Encoder, batch
 from opd_evolver.seed.muon import Optimisers, rate_factor
 from opd_evolver.seed.settings import SeedSettings
 
 BARRIER_SECONDS = 600.0
+FAREWELL_SECONDS = 10.0
 
 
 @dataclass
@@ -190,12 +190,15 @@ def _watch(process: Any, barrier: Any) -> None:
         barrier.abort()
 
 
+@dataclass(frozen=True)
 class Trained:
-    """What a training leaves: model, tokenizer and its learning curve."""
+    """What a training leaves. `state` may be deleted once the weights are saved; until then a kill costs little."""
 
-    def __init__(self, trainer: Trainer, curve: list[dict[str, Any]], seconds: float) -> None:
-        self.model, self.tokenizer = trainer.model, trainer.tokenizer
-        self.curve, self.seconds = curve, seconds
+    model: Any
+    tokenizer: Any
+    curve: list[dict[str, Any]]
+    seconds: float
+    state: Path
 
 
 def train(
@@ -241,45 +244,41 @@ def _lead(
 ) -> Trained:
     trainer = Trainer(settings, 0, n_workers)
     saved = work / f"{state.fingerprint(settings, trainer.encoder, trainer.domains)[:16]}.pt"
-    done, curve = state.load(saved, trainer.model, trainer.optimisers) if saved.exists() else (0, [])
+    done, told = state.load(saved, trainer.model, trainer.optimisers) if saved.exists() else (0, None)
     if done:
         print(f"going on from step {done} of {settings.steps}", file=sys.stderr, flush=True)
-    before = float(curve[-1]["seconds"]) if curve else 0.0
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(
-            target=_follow,
-            args=(settings, rank, n_workers, trainer.shared, str(saved) if done else ""),
-            daemon=True,
-        )
-        for rank in range(1, n_workers)
-    ]
-    for process in others:
-        process.start()
-        threading.Thread(target=_watch, args=(process, trainer.shared.barrier), daemon=True).start()
-    began = time.monotonic()
-    sums = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
+    others = _followers(settings, n_workers, trainer.shared, str(saved) if done else "")
+    curve = Curve(settings.steps, told, done)
+    number = done
     try:
         for number in range(done, settings.steps):
-            sums += trainer.step(number)
+            curve.add(trainer.step(number))
             last = number + 1 == settings.steps
             if (number + 1) % report_every == 0 or last:
-                seconds = before + time.monotonic() - began
-                curve.append(measured(sums, number + 1, seconds))
-                report(curve[-1], settings.steps - number - 1, (time.monotonic() - began) / (number + 1 - done))
-                sums.zero_()
+                curve.tell(number + 1)
             if (number + 1) % save_every == 0 and not last:
-                state.save(saved, number + 1, trainer.model, trainer.optimisers, curve)
+                state.save(saved, number + 1, trainer.model, trainer.optimisers, curve.state_dict())
                 if on_save is not None:
                     on_save(trainer.model, trainer.tokenizer, number + 1)
+        for process in others:
+            process.join(FAREWELL_SECONDS)
     except threading.BrokenBarrierError as error:
         raise SetupError(
             f"a worker was lost at step {number}", "all workers alive", "run the same command again: it goes on"
         ) from error
     finally:
         for process in others:
-            process.join(5.0)
-            if process.is_alive():
-                process.kill()
-    saved.unlink(missing_ok=True)
-    return Trained(trainer, curve, before + time.monotonic() - began)
+            process.kill()
+    return Trained(trainer.model, trainer.tokenizer, curve.lines, curve.seconds, saved)
+
+
+def _followers(settings: SeedSettings, n_workers: int, shared: Shared, saved: str) -> list[Any]:
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=_follow, args=(settings, rank, n_workers, shared, saved), daemon=True)
+        for rank in range(1, n_workers)
+    ]
+    for process in others:
+        process.start()
+        threading.Thread(target=_watch, args=(process, shared.barrier), daemon=True).start()
+    return list(others)
