@@ -123,7 +123,7 @@ class SlowParams(Section):
         "write": 0.3,
         "select": 0.3,
         "maintain": 0.3,
-        "anchor": 0.3,
+        "anchor": 1.0,
     }
     microbatch: int = Field(64, gt=0)
     threads: int = Field(2, gt=0)
@@ -138,8 +138,8 @@ class BenchmarkParams(Section):
 
     protocol: Literal["frozen", "streaming"] = "frozen"
     test_tasks_per_domain: int = Field(100, gt=0)
-    val_tasks_per_domain: int = Field(120, gt=0)
-    probe_tasks_per_domain: int = Field(120, gt=0)
+    val_tasks_per_domain: int = Field(60, gt=0)
+    probe_tasks_per_domain: int = Field(60, gt=0)
     batch_rollouts: int = Field(64, gt=0)
     bootstrap_samples: int = Field(2000, gt=0)
 
