@@ -20,6 +20,8 @@ def too_long(path: Path) -> list[str]:
     n_lines = len(text.splitlines())
     if n_lines > MOST_FILE_LINES and str(path) not in EXCEPTIONS:
         found.append(f"{path}: {n_lines} lines (at most {MOST_FILE_LINES})")
+    if path.parts[0] == "tests":
+        return found  # a test may be as long as its story
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

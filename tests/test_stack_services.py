@@ -124,6 +124,18 @@ def test_running_leaves_a_stack_that_was_there_before(folder: Path, monkeypatch:
     assert calls == ["up", "down", "up"]
 
 
+def test_a_run_that_is_terminated_stops_its_stack(folder: Path) -> None:
+    code = (
+        "import time\nfrom opd_evolver import stack\n"
+        "stack.up = lambda *_, **__: {}\nstack.down = lambda: print('stopped', flush=True)\n"
+        "with stack.running():\n    print('up', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "up\n"
+        child.terminate()
+        assert child.stdout.readline() == "stopped\n" and child.wait(20) == 143
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"mark": 1}', "\x00"])
 def test_a_torn_record_is_one_line(folder: Path, text: str) -> None:
     services.state_path(folder).parent.mkdir()

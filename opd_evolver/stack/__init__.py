@@ -98,12 +98,13 @@ def running(settings: Settings | None = None, *, extras: tuple[str, ...] = ()) -
     """`up`, and `down` at the end, also after an error or Ctrl-C; a stack that was there before stays."""
     before = services.read(Path.cwd())
     had_one = before is not None and before.serves("prefect")
-    tree = up(settings, extras=extras)
-    try:
-        yield tree
-    finally:
-        if not had_one:
-            down()
+    with services.sigterm_raises():
+        tree = up(settings, extras=extras)
+        try:
+            yield tree
+        finally:
+            if not had_one:
+                down()
 
 
 def _tree(project: Path, stack: Stack) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,24 @@ def _stop(members: Callable[[], list[tuple[int, float]]]) -> None:
     while (left := [pair for pair in members() if alive(*pair)]) and time.monotonic() < deadline:
         _reap(pid for pid, _ in left)
         time.sleep(POLL_S)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Within the block, TERM and HUP leave through `finally` like Ctrl-C does, so that what was started is stopped."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _reap(pids: Iterable[int]) -> None:
