@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def run_subprocess(job: step.Job) -> step.StepResult:
     path = job.out_path().with_suffix(".job.json")
     write_text(path, canonical_json(job))
     child = subprocess.run(
-        [sys.executable, "-m", "opd_evolver.step", str(path)],
+        [sys.executable, "-m", "opd_evolver.step", str(path), str(os.getpid())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,7 +46,8 @@ def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
         kind = getattr(errors, tree.get("error", ""), OpdError)
         return kind(tree["seen"], tree["expected"], tree["mend"])
     why = f"signal {-returncode}" if returncode < 0 else f"exit {returncode}"
-    return OpdError(f"step {job.step} of round {job.round} ended with {why}: {last}", "exit 0", "opd resume")
+    seen = f"step {job.step} of round {job.round} ended with {why}"
+    return OpdError(f"{seen}: {last}" if last else seen, "exit 0", f"opd resume {job.lineage.partition('~')[0]}")
 
 
 def run_deployment(job: step.Job) -> step.StepResult:

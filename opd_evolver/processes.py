@@ -30,10 +30,15 @@ def me() -> dict[str, Any]:
     return {"pid": os.getpid(), "started": started(os.getpid())}
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing happens)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere nothing happens).
+
+    Args:
+        parent: who started it. An orphan may be handed to another process than 1, so only this shows that the
+            parent died before it was asked.
+    """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
+        if os.getppid() == 1 if parent is None else os.getppid() != parent:
             os._exit(137)

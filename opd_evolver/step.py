@@ -157,14 +157,17 @@ def load_job(path: Path) -> Job:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m opd_evolver.step job.json`: prints the result's path; exit codes as in `errors`."""
+    """`python -m opd_evolver.step job.json [PARENT]`: prints the result's path; exit codes as in `errors`.
+
+    PARENT is the pid of whoever waits for the result: without it nobody would, and the step ends.
+    """
     from opd_evolver.processes import die_with_parent
 
     arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1:
-        print("usage: python -m opd_evolver.step job.json", file=sys.stderr)
+    if len(arguments) not in (1, 2) or not all(argument.isdigit() for argument in arguments[1:]):
+        print("usage: python -m opd_evolver.step job.json [pid of the waiting parent]", file=sys.stderr)
         return 2
-    die_with_parent()
+    die_with_parent(int(arguments[1]) if len(arguments) == 2 else None)
     try:
         job = load_job(Path(arguments[0]))
         run(job)

@@ -1,0 +1,101 @@
+"""Where and how wide a step runs changes no digest: inline or in processes of its own, one, two or three shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import driver
+import pytest
+
+from opd_evolver import step
+from opd_evolver.records import canonical_json
+
+pytestmark = pytest.mark.timeout(900)
+
+
+class Inline(NamedTuple):
+    """The run that the others are compared with: in process, one shard."""
+
+    root: Path
+    overrides: dict[str, Any]
+    digests: dict[int, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[driver.Children]:
+    with driver.Children() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def inline(children: driver.Children, tmp_path_factory: pytest.TempPathFactory) -> Inline:
+    folder = tmp_path_factory.mktemp("inline")
+    policy = driver.policy_path(folder / "policy")
+    one_wave = {"environments.domains": ["apps"], "fast.tasks_per_domain": 6, "fast.wave_tasks": 6}
+    overrides = {**driver.SMALL, "policy.path": policy, **one_wave}
+    assert children.run(folder / "run", "m", overrides) == 0, driver.said(folder / "run")
+    found = driver.digests(folder / "run", "m")
+    assert sorted(found) == [0, 1]
+    return Inline(folder / "run", overrides, found)
+
+
+@pytest.mark.parametrize("placement, shards", [("inline", 2), ("inline", 3), ("subprocess", 2)])
+def test_placement_and_shards_change_no_digest(
+    children: driver.Children, inline: Inline, tmp_path: Path, placement: str, shards: int
+) -> None:
+    overrides = {**inline.overrides, "flows.placement": placement, "flows.shards": shards}
+    assert children.run(tmp_path, "m", overrides) == 0, driver.said(tmp_path)
+    played = sorted(path.parent.name for path in (tmp_path / "runs/m/steps").glob("*/wave-00/shard-*/result.json"))
+    assert played == [f"shard-{shard}-of-{shards}" for shard in range(shards)]
+    assert driver.digests(tmp_path, "m") == inline.digests
+
+
+def test_streaming_runs_beside_the_default_waves(children: driver.Children, inline: Inline, tmp_path: Path) -> None:
+    """W = 1, and the streaming benchmark: another run in the same folder, whose every task sees the one before."""
+    root = tmp_path / "run"
+    shutil.copytree(inline.root, root)
+    overrides = {
+        **inline.overrides,
+        "fast.tasks_per_domain": 3,
+        "fast.wave_tasks": 1,
+        "benchmark.protocol": "streaming",
+    }
+    assert children.run(root, "stream", overrides) == 0, driver.said(root)
+    assert driver.digests(root, "m") == inline.digests
+    ledger = (root / "versions/stream/round-001/memory/ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    waves = [line["wave"] for line in map(json.loads, ledger) if line["kind"] == "segment" and line["part"] == 0]
+    assert waves == [0, 1, 2]
+    columns = [path.read_text(encoding="utf-8") for path in (root / "runs/stream/columns").rglob("*.json")]
+    assert any('"streaming"' in text for text in columns) and not any('"frozen"' in text for text in columns)
+
+
+def test_a_job_file_gives_what_the_same_step_gives_in_process(inline: Inline, tmp_path: Path) -> None:
+    """`python -m opd_evolver.step job.json` on the training step: the same result and the same bytes of weights."""
+    root = tmp_path / "run"
+    shutil.copytree(inline.root, root)
+    out = Path("runs/m/steps/round-001/distil")
+    job = step.load_job(root / out / "job.json").model_copy(update={"root": str(root)})
+    target = job.path("target")
+    shutil.rmtree(root / out)
+    shutil.rmtree(target)
+    (tmp_path / "job.json").write_text(canonical_json(job))
+    child = subprocess.run(
+        [sys.executable, "-m", "opd_evolver.step", str(tmp_path / "job.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert Path(child.stdout.strip()) == root / out / "result.json"
+    ours, theirs = (json.loads((one / out / "result.json").read_text()) for one in (root, inline.root))
+    assert (ours["key"], ours["digests"]) == (theirs["key"], theirs["digests"])
+    weights = target / "model.safetensors"
+    assert weights.read_bytes() == (inline.root / weights.relative_to(root)).read_bytes()
