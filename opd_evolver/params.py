@@ -117,13 +117,13 @@ class SlowParams(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 0, "anchor": 32}
+    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 0, "anchor": 40}
     weights: Annotated[dict[str, float], BySource] = {
         "act": 1.0,
         "write": 0.3,
         "select": 0.3,
         "maintain": 0.3,
-        "anchor": 1.0,
+        "anchor": 2.0,
     }
     microbatch: int = Field(64, gt=0)
     threads: int = Field(2, gt=0)
@@ -138,7 +138,7 @@ class BenchmarkParams(Section):
 
     protocol: Literal["frozen", "streaming"] = "frozen"
     test_tasks_per_domain: int = Field(100, gt=0)
-    val_tasks_per_domain: int = Field(60, gt=0)
+    val_tasks_per_domain: int = Field(100, gt=0)
     probe_tasks_per_domain: int = Field(60, gt=0)
     batch_rollouts: int = Field(64, gt=0)
     bootstrap_samples: int = Field(2000, gt=0)
@@ -147,7 +147,7 @@ class BenchmarkParams(Section):
 class GateParams(Section):
     """Promote iff the lower 95 % bound of (new - champion) > -margin on deploy-val, and likewise for retention."""
 
-    margin: float = Field(0.02, ge=0)
+    margin: float = Field(0.1, ge=0)
     retention_margin: float = Field(0.2, ge=0)
     max_refusals: int = Field(3, gt=0)
 
