@@ -12,16 +12,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from opd_evolver import stack
 from opd_evolver.durable import write_text
-from opd_evolver.errors import OpdError, SetupError
+from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.lineage import Run, read_json
 from opd_evolver.records import canonical_json
+from opd_evolver.stack import orphans
 from opd_evolver.steps.progress import clear_error, error_path
 from opd_evolver.writer import holder
 
 DEPLOYMENT = "coevolve/default"
 POLL_S = 0.5
+LOOK_AFTER_S = 10.0
 Tick = Callable[[], None]
 
 
@@ -135,35 +139,54 @@ def through_worker(run: Run, tick: Tick) -> None:
 
     Raises:
         Stopped: the flow run ended otherwise than completed.
+        OutageError: the server does not answer any more.
     """
-    from prefect.client.orchestration import get_client
+    import httpx
     from prefect.deployments import run_deployment
-    from prefect.states import Cancelling
 
-    release_zombie(run)
     clear_error(run)
     parameters = {"name": run.identity.name, "resume": True}
-    started: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
-    write_text(run.paths.run / "flow_run.json", canonical_json({"flow_run_id": str(started.id)}) + "\n")
-    with get_client(sync_client=True) as client:
-        try:
-            while True:
-                state = client.read_flow_run(started.id).state
-                if state is not None and state.is_final():
-                    break
-                tick()
-                time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            client.set_flow_run_state(started.id, Cancelling())
-            raise
+    try:
+        release_zombie(run)
+        started: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
+        write_text(run.paths.run / "flow_run.json", canonical_json({"flow_run_id": str(started.id)}) + "\n")
+        state = _watch(started.id, tick)
+    except httpx.HTTPError as error:
+        raise OutageError(
+            f"the Prefect server does not answer ({type(error).__name__})",
+            "a server",
+            f"`opd status`, then: {resume_command(run)}",
+        ) from error
     tick()
     if not state.is_completed() and not error_path(run.root, run.lineage).exists() and not run.is_complete():
         raise Stopped(f"flow run {started.name} ended {state.name}: {state.message}; mend: {resume_command(run)}", 1)
     check(run)
 
 
+def _watch(flow_run_id: UUID, tick: Tick) -> Any:
+    """The flow run's final state. A local worker that is killed meanwhile is started again."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    looked = time.monotonic()
+    with get_client(sync_client=True) as client:
+        try:
+            while (state := client.read_flow_run(flow_run_id).state) is None or not state.is_final():
+                tick()
+                time.sleep(POLL_S)
+                if time.monotonic() - looked > LOOK_AFTER_S:
+                    stack.mend()
+                    orphans.release(Path.cwd())
+                    looked = time.monotonic()
+        except KeyboardInterrupt:
+            client.set_flow_run_state(flow_run_id, Cancelling())
+            raise
+    return state
+
+
 def release_zombie(run: Run) -> None:
     """A flow run whose process was killed stays `Running` and holds its slot: mark it crashed."""
+    orphans.release(Path.cwd())
     held = holder(run)
     if held is None or held["live"] or not held.get("flow_run_id"):
         return
