@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seed_world import DOMAINS, chat, tokenizer
 from transformers import AutoTokenizer
@@ -22,12 +22,14 @@ known_words = st.sampled_from([*vocabulary.words(DOMAINS), *names("seed"), *voca
 single_spaced = st.lists(odd_words | known_words, min_size=1, max_size=12).map(" ".join)
 
 
+@settings(deadline=None, max_examples=60)
 @given(single_spaced)
 def test_text_comes_back_from_the_tokenizer(text: str) -> None:
     ids = chat().tokenize(text)
     assert tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
 
 
+@settings(deadline=None, max_examples=60)
 @given(single_spaced)
 def test_the_memory_of_words_changes_no_id(text: str) -> None:
     plain = chat().tokenize
@@ -35,6 +37,7 @@ def test_the_memory_of_words_changes_no_id(text: str) -> None:
     assert vocabulary.by_word(plain)(f" {text}") == plain(f" {text}")
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.sampled_from("ab\t\n <|end>zora"), max_size=20))
 def test_the_memory_of_words_agrees_on_odd_spacing(text: str) -> None:
     plain = chat().tokenize

@@ -37,6 +37,7 @@ def weights(model: torch.nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.timeout(900)
 def test_killed_and_resumed_with_other_workers_it_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = train(TINY, tmp_path / "whole", n_workers=1)
     work = tmp_path / "killed"
