@@ -11,7 +11,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@began=$$(date +%s); \
 	if command -v uv >/dev/null; then UV=uv; else \
-	  python3 -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv && UV=.venv-uv/bin/uv; fi; \
+	  { python3 -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv; } \
+	    || python3 -m pip install --quiet --disable-pip-version-check --target .venv-uv uv; UV=.venv-uv/bin/uv; fi; \
 	[ -x $(PY) ] || $$UV venv --quiet --python 3.11 .venv || $$UV venv --quiet .venv; \
 	$$UV pip install --quiet --compile-bytecode --python $(PY) -c constraints.txt -e . --group dev; \
 	touch $(STAMP); echo "installation: $$(( $$(date +%s) - began )) s" >&2
