@@ -6,10 +6,12 @@ The command line speaks to Prefect by deployment name and never imports the flow
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,6 +27,7 @@ from opd_evolver.writer import holder
 
 DEPLOYMENT = "coevolve/default"
 POLL_S = 0.5
+STOP_S = 30.0
 LOOK_AFTER_S = 10.0
 Tick = Callable[[], None]
 
@@ -98,19 +101,32 @@ def locally(run: Run, tick: Tick) -> None:
     log = run.paths.run / "flow.log"
     with log.open("ab") as sink:
         command = [sys.executable, "-m", "flows.coevolve", "--name", run.identity.name, "--resume"]
-        child = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
+        # A group of its own: Ctrl-C reaches it once, through this process, and nothing of it stays behind.
+        child = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, process_group=0)
         try:
             while child.poll() is None:
                 tick()
                 time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            child.terminate()
-            child.wait(30)
-            raise
+        finally:
+            _stop(child)
     tick()
     if child.returncode != 0 and not error_path(run.root, run.lineage).exists() and not run.is_complete():
-        raise Stopped(f"the flow ended with exit {child.returncode}; see {log}; mend: {resume_command(run)}", 1)
+        code = child.returncode
+        why = f"signal {-code}" if code < 0 else f"exit {code}"
+        raise Stopped(f"the flow ended with {why}; see {log}; mend: {resume_command(run)}", max(code, 1))
     check(run)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End a flow that still runs, and what a killed one left: a step, or Prefect's own server."""
+    try:
+        child.terminate()  # nothing when it has ended
+        child.wait(STOP_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        child.kill()
+        child.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def api_url() -> str | None:
