@@ -32,13 +32,15 @@ def release(project: Path) -> list[str]:
     api = f"http://{HOST}:{stack.prefect_port}/api"
     wanted = {"flow_runs": {"state": {"type": {"any_": list(UNFINISHED)}}}}
     found = services.request(f"{api}/flow_runs/filter", wanted, timeout_s=30)
-    released = []
-    for run in found if isinstance(found, list) else []:
-        if run.get("deployment_id") and _orphaned(run, stack):
-            crashed = {"type": "CRASHED", "name": "Crashed", "message": "its process is gone"}
-            services.request(f"{api}/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True}, timeout_s=30)
-            released.append(str(run["id"]))
-    return released
+    runs = found if isinstance(found, list) else []
+    owners = [run for run in runs if run.get("deployment_id") or not run.get("parent_task_run_id")]
+    gone = [run for run in owners if run.get("deployment_id") and _orphaned(run, stack)]
+    if len(gone) == len(owners):
+        gone = runs  # subflows share their owner's process, and no owner is left
+    for run in gone:
+        crashed = {"type": "CRASHED", "name": "Crashed", "message": "its process is gone"}
+        services.request(f"{api}/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True}, timeout_s=30)
+    return [str(run["id"]) for run in gone]
 
 
 def _orphaned(run: dict[str, Any], stack: Stack) -> bool:
