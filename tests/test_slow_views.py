@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from slow_world import Played, play, played
 
-from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.params import merge
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import CallRecord, Example
-from opd_evolver.slow import examples as sets
 from opd_evolver.slow.hindsight import Hindsight, helpful, redundant, winners, won_turns
-from opd_evolver.slow.leakage import audit, form_fault, removed_run, without
-from opd_evolver.slow.views import Outcome, Views, act_hint, build
+from opd_evolver.slow.leakage import audit, without
+from opd_evolver.slow.views import Views, act_hint, build
 
 
 @pytest.fixture(scope="module")
@@ -214,111 +213,3 @@ def test_redundant_entries_are_those_that_repeat(world: Played) -> None:
     first = world.entries[0]
     twin = first.model_copy(update={"entry_id": "twin"})
     assert redundant([first, world.entries[1], twin]) == {"twin"}
-
-
-# ── the audit ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_audit_passes_and_counts(world: Played, views: Views) -> None:
-    report = audit(views.examples, world.rows, cut=views.cut)
-    assert sum(report.n_examples.values()) == len(views.examples)
-    assert all(report.n_hindsight_tokens[ability] > 0 for ability in report.n_examples)
-
-
-def planted(example: Example, at: int, ids: tuple[int, ...]) -> Example:
-    """The same tokens put into both prompts: the forms agree, the student is not blind."""
-    start = example.hindsight_spans[0][0]
-    assert at < start
-    shifted = tuple((a + len(ids), b + len(ids)) for a, b in example.hindsight_spans)
-    return example.model_copy(
-        update={
-            "student_ids": (*example.student_ids[:at], *ids, *example.student_ids[at:]),
-            "teacher_ids": (*example.teacher_ids[:at], *ids, *example.teacher_ids[at:]),
-            "hindsight_spans": shifted,
-        }
-    )
-
-
-@pytest.mark.parametrize("ability", ["select", "act", "write", "maintain"])
-@pytest.mark.parametrize("leak", ["hint h1 up", "0.42", "gold", "got ok 12"])
-def test_the_audit_catches_a_planted_leak(world: Played, views: Views, ability: str, leak: str) -> None:
-    example = of(views, ability)[-1]
-    with pytest.raises(SetupError, match="1 of 1 examples leak"):
-        audit([planted(example, 2, world.local.encoder.tokenize(leak))], world.rows)
-
-
-def test_the_audit_catches_the_memories_themselves(world: Played, views: Views) -> None:
-    example = next(e for e in of(views, "act") if call_of(world, e).prompt_token_ids != e.student_ids)
-    served = call_of(world, example).prompt_token_ids
-    start = example.hindsight_spans[0][0]
-    span = example.teacher_ids[start : example.hindsight_spans[0][1]]
-    sees = example.model_copy(
-        update={
-            "student_ids": served,
-            "teacher_ids": (*served[:1], *span, *served[1:]),
-            "hindsight_spans": ((1, 1 + len(span)),),
-        }
-    )
-    with pytest.raises(SetupError, match="less its memories"):
-        audit([sees], world.rows)
-
-
-def test_the_audit_catches_missing_and_misplaced_hindsight(world: Played, views: Views) -> None:
-    example = views.examples[0]
-    blind = example.model_copy(update={"teacher_ids": example.student_ids, "hindsight_spans": ()})
-    assert form_fault(blind) == "no hindsight in the teacher's prompt"
-    assert form_fault(blind, needs_hindsight=False) is None
-    beyond = example.model_copy(update={"hindsight_spans": ((0, len(example.teacher_ids) + 1),)})
-    assert "does not lie in" in (form_fault(beyond) or "")
-    with pytest.raises(SetupError, match="no such call"):
-        audit([example.model_copy(update={"example_id": "r/act/99"})], world.rows)
-    with pytest.raises(SetupError, match="forbidden text"):
-        audit([example], world.rows, forbidden=[example.student_ids[3:6]])
-
-
-def test_removed_run() -> None:
-    assert removed_run((1, 2, 3, 4), (1, 4))
-    assert removed_run((1, 2, 3), (1, 2, 3))
-    assert removed_run((1, 1, 1), (1, 1))
-    assert not removed_run((1, 2, 3, 4), (1, 3))
-    assert not removed_run((1, 2), (1, 2, 3))
-
-
-# ── sets on disk, control arms, draws ─────────────────────────────────────────────────────────
-
-
-def test_sets_are_written_and_read_back(tmp_path: Path, views: Views) -> None:
-    digest = sets.write_set(tmp_path, views.examples, views.outcomes)
-    assert sets.read_lines(tmp_path / sets.EXAMPLES, Example, digest) == views.examples
-    assert sets.read_lines(tmp_path / sets.OUTCOMES, Outcome) == views.outcomes
-    path = tmp_path / sets.EXAMPLES
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CorruptionError, match="not what was written"):
-        sets.read_lines(path, Example)
-    with pytest.raises(CorruptionError, match="cannot read"):
-        sets.read_lines(tmp_path / "none.jsonl", Example)
-    sets.write_lines(path, [views.examples[0].model_copy(update={"schema_version": 99})])
-    with pytest.raises(SchemaError, match="schema 99"):
-        sets.read_lines(path, Example)
-
-
-def test_control_arms(views: Views) -> None:
-    assert sets.arm(views.examples, "full", 0) == views.examples
-    for example in sets.arm(views.examples, "empty", 0):
-        assert (example.teacher_ids, example.hindsight_spans) == (example.student_ids, ())
-    shuffled = sets.arm(views.examples, "shuffled", 0)
-    assert shuffled == sets.arm(views.examples, "shuffled", 0) != views.examples
-    hints = {e.teacher_ids[a:b] for e in views.examples for a, b in e.hindsight_spans}
-    for example in shuffled:
-        assert form_fault(example) is None
-        assert {example.teacher_ids[a:b] for a, b in example.hindsight_spans} <= hints
-
-
-def test_a_deck_draws_every_example_once_a_pass_and_by_counters() -> None:
-    deck = sets.Deck(10, 0, 1, "act")
-    drawn = [place for step in range(5) for place in deck.draw(step, 4)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
-    assert sets.Deck(10, 0, 1, "act").draw(3, 4) == drawn[12:16]
-    assert sets.Deck(3, 0, 1, "act").draw(0, 64) in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
-    assert sets.Deck(0, 0, 1, "act").draw(5, 4) == []
