@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,19 +23,28 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _number(error: Exception) -> int | None:
+    """The system's error number; libraries in Rust (safetensors, tokenizers) give it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        number = _number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise SetupError(
                 f"no space left to write {path}",
                 "free disk space",
                 "free some, then: opd resume (nothing finished is lost)",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise SetupError(
                 f"no permission to write {path}", "a writable folder", f"chmod u+w {path.parent}"
             ) from error

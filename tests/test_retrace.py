@@ -38,7 +38,7 @@ def children() -> Iterator[driver.Children]:
 def done(children: driver.Children, tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("done")
     policy = driver.policy_path(folder / "policy")
-    overrides = {**driver.SMALL, "policy.path": policy, "environments.domains": ["apps"]}
+    overrides = {**driver.SMALL, "policy.path": policy, "environments.domains": ["apps"], "fast.tasks_per_domain": 6}
     assert children.run(folder / "run", "m", {**overrides, "rounds": 2}) == 0, driver.said(folder / "run")
     return Done(folder / "run", overrides)
 
@@ -111,7 +111,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_finished(
     """RLIMIT_FSIZE stands for it, at three sizes: in a small file, in the index or a ledger, in the weights."""
     before = contents(root, "m")
     lineage = roll_back_and_tell(root, opd)
-    for max_bytes in (1_000, 40_000, 1_000_000):
+    for max_bytes in (1_000, 20_000, 1_000_000):
         (root / "driver.log").unlink(missing_ok=True)
         code = children.run(root, "m", resume=True, max_bytes=max_bytes)
         said = driver.said(root)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from opd_evolver.durable import explained
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy.weights import read_json, replaced_name, resolve, tensors_of, weight_files, weights_digest
 from opd_evolver.records import canonical_json, digest_of
@@ -163,27 +164,34 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         model: a causal LM, or a peft model (then the adapter alone is written).
         tokenizer: its tokenizer, chat template included.
         folder: replaced as a whole when it exists.
+
+    Raises:
+        SetupError: full disk or no permission.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.parent / f".{folder.name}.new"
+    with explained(folder):
+        fresh = _written(model, tokenizer, folder.parent / f".{folder.name}.new")
+        if folder.exists():
+            replaced = replaced_name(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(folder, replaced)
+            os.replace(fresh, folder)
+            _sync_to_disk(folder.parent)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(fresh, folder)
+        _sync_to_disk(folder.parent)
+
+
+def _written(model: Any, tokenizer: Any, fresh: Path) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+    fresh.mkdir(parents=True)
     _quiet_transformers()
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     for file in sorted(fresh.rglob("*")):
         _sync_to_disk(file)
     _sync_to_disk(fresh)
-    if folder.exists():
-        replaced = replaced_name(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(folder, replaced)
-        os.replace(fresh, folder)
-        _sync_to_disk(folder.parent)
-        shutil.rmtree(replaced)
-    else:
-        os.replace(fresh, folder)
-    _sync_to_disk(folder.parent)
+    return fresh
 
 
 def _sync_to_disk(path: Path) -> None:
