@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def error_path(root: Path, lineage: str) -> Path:
 def record_error(root: Path, name: str, error: OpdError) -> None:
     """Keep what stopped the run, so that whoever started it can say so in one line."""
     lineage = open_run(root, name).lineage if exists(root, name) else name
-    tree = {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    # Deep in the house nobody knows the run's name, which the command that mends it needs.
+    message = re.sub(r"opd resume(?! [A-Za-z0-9])", f"opd resume {name}", str(error))
+    tree = {"kind": type(error).__name__, "message": message, "exit_code": error.exit_code}
     write_text(error_path(root, lineage), canonical_json(tree) + "\n")
 
 
