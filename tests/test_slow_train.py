@@ -63,6 +63,16 @@ def test_control_arms_train(worlds: dict[str, World], arm: str) -> None:
         assert report.log[0]["act"]["kl_nats"] < 1e-6
 
 
+def test_means_are_taken_over_all_micro_batches(worlds: dict[str, World]) -> None:
+    """However a step is cut, its loss and gradient are the same, but for the last bits."""
+    one, many = (worlds["lfm2"].train(f"cut-{n}", slow(slow__steps=3, slow__microbatch=n)) for n in (64, 3))
+    for first, last in ((one.log[0], one.log[-1]), (many.log[0], many.log[-1])):
+        assert first["step"] == 0 and last["step"] == 2
+    for ability in (*N, "anchor"):
+        for field in ("kl_nats", "entropy_nats", "reply_tokens"):
+            assert one.log[-1][ability][field] == pytest.approx(many.log[-1][ability][field], abs=2e-4)
+
+
 # ── adapters ──────────────────────────────────────────────────────────────────────────────────
 
 
