@@ -157,6 +157,15 @@ def test_ctrl_c_names_the_command_that_goes_on(intact: Path, whole_group: bool) 
     assert "Traceback" not in err and "finished rounds are kept" in err and "opd resume new" in err
 
 
+def test_a_flow_that_breaks_says_its_last_words(intact: Path) -> None:
+    stand_in_flow(intact, "raise OSError(28, 'No space left on device')")
+    process = beginning(intact, "new")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == "" and "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert "[Errno 28] No space left on device; see " in last and last.endswith("mend: opd resume new")
+
+
 def test_a_second_run_on_one_name_waits_for_the_first(intact: Path) -> None:
     """The first one here is a process that holds the run; when it ends with all rounds done, nothing is left to do."""
     shutil.copytree(intact / "runs" / "done", intact / "runs" / "twin")

@@ -69,6 +69,14 @@ def resume_command(run: Run) -> str:
     return f"opd resume {run.identity.name}"
 
 
+def last_line(log: Path) -> str:
+    """The last thing that a log says, which is where a traceback names its error."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")
+
+
 def need_project() -> None:
     """Flows are a project's, not the library's.
 
@@ -113,7 +121,8 @@ def locally(run: Run, tick: Tick) -> None:
     if child.returncode != 0 and not error_path(run.root, run.lineage).exists() and not run.is_complete():
         code = child.returncode
         why = f"signal {-code}" if code < 0 else f"exit {code}"
-        raise Stopped(f"the flow ended with {why}; see {log}; mend: {resume_command(run)}", max(code, 1))
+        said = f"the flow ended with {why}: {last_line(log)}"
+        raise Stopped(f"{said}; see {log}; mend: {resume_command(run)}", max(code, 1))
     check(run)
 
 
