@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from opd_evolver.durable import write_text
@@ -31,15 +32,23 @@ def writing(run: Run, note: Mapping[str, Any] | None = None) -> Iterator[None]:
         SetupError: another live process writes to this run.
     """
     path = run.paths.run / "writer.json"
-    held = holder(run)
-    if held is not None and held["live"] and held["pid"] != os.getpid():
-        raise SetupError(
-            f"run `{run.lineage}` is being written by process {held['pid']}",
-            "one writer",
-            "wait for it, or stop it; then: opd resume",
-        )
-    write_text(path, canonical_json({**me(), **(note or {})}))
+    _take(run, path, note or {})
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _take(run: Run, path: Path, note: Mapping[str, Any]) -> None:
+    """Check and write in one go: of two processes that start at once, one is refused."""
+    from filelock import FileLock
+
+    with FileLock(path.with_suffix(".lock")):
+        held = holder(run)
+        if held is not None and held["live"] and held["pid"] != os.getpid():
+            raise SetupError(
+                f"run `{run.lineage}` is being written by process {held['pid']}",
+                "one writer",
+                "wait for it, or stop it; then: opd resume",
+            )
+        write_text(path, canonical_json({**me(), **note}))
