@@ -72,8 +72,8 @@ def test_streaming_runs_beside_the_default_waves(children: driver.Children, inli
     ledger = (root / "versions/stream/round-001/memory/ledger.jsonl").read_text(encoding="utf-8").splitlines()
     waves = [line["wave"] for line in map(json.loads, ledger) if line["kind"] == "segment" and line["part"] == 0]
     assert waves == [0, 1, 2]
-    columns = [path.read_text(encoding="utf-8") for path in (root / "runs/stream/columns").rglob("*.json")]
-    assert any('"streaming"' in text for text in columns) and not any('"frozen"' in text for text in columns)
+    protocols = [json.loads(one["measurement"])["protocol"] for one in driver.digests(root, "stream").values()]
+    assert protocols == ["streaming", "streaming"]
 
 
 def test_a_job_file_gives_what_the_same_step_gives_in_process(inline: Inline, tmp_path: Path) -> None:
