@@ -190,7 +190,7 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
     for found in (one.base_memory_minus_base_alone, one.alone_minus_base_alone):
         assert found is not None and found.low is not None and found.low > 0.4
     assert decide(one.gate, PARAMS.gate).promoted
-    assert {"success", "memory_use", "override", "drift", "select_f1", "write_exact"} == set(one.gate)
+    assert {"success", "memory_use", "override", "select_f1", "write_exact"} == set(one.gate)
     assert RoundMeasurement.model_validate_json(one.model_dump_json()) == one
     facts = {
         "round": 1,
