@@ -19,7 +19,7 @@ import pytest
 from opd_evolver import processes
 from opd_evolver.stack import services
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 WAIT_S = 400.0
 
 
@@ -57,7 +57,11 @@ def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def opd(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     child = begin(folder, *arguments)
-    out, err = child.communicate(timeout=WAIT_S)
+    try:
+        out, err = child.communicate(timeout=WAIT_S)
+    except subprocess.TimeoutExpired:
+        child.terminate()  # which stops what it started, too
+        out, err = child.communicate()
     return child.returncode, out, err
 
 
