@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from flows.benchmark import benchmark
 from flows.fast_loop import fast_loop
 from flows.slow_loop import slow_loop
-from opd_evolver import lineage, writer
+from opd_evolver import lineage, processes, writer
 from opd_evolver.errors import GateRefusal, OpdError
 from opd_evolver.steps import plan, prepare, progress, publish
 
@@ -93,6 +93,7 @@ def main() -> int:
 
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    processes.share_cores()
     try:
         overrides = parse_set(given.pairs)
         if given.resume or not prepare.nothing_to_do(given.name, given.preset, overrides, fork=given.fork):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from opd_evolver import __version__
 from opd_evolver.errors import OpdError, SetupError
+from opd_evolver.processes import share_cores
 
 EPILOG = "exit codes: 0 done, 1 failed, 2 set-up or input error, 3 outage, 4 gate refused for good, 130 Ctrl-C"
 
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and an exit code."""
     parser = build_parser()
     given = parser.parse_args(argv)
+    share_cores()
     module, _, name = given.target.partition(":")
     try:
         function: Callable[[argparse.Namespace], int] = getattr(

@@ -139,6 +139,7 @@ def environment(project: Path, mark: str, api_url: str) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DVC_NO_ANALYTICS": "true",
         "GX_ANALYTICS_ENABLED": "false",
+        "OMP_WAIT_POLICY": inherited.get("OMP_WAIT_POLICY", "PASSIVE"),  # as in processes.share_cores
         "PYTHONUNBUFFERED": "1",
     }
 
