@@ -18,6 +18,8 @@ import numpy as np
 import psutil
 import pytest
 
+from opd_evolver.policy.weights import weights_digest
+
 N_ROUNDS = 2
 SEED = 20
 pytestmark = pytest.mark.timeout(900)
@@ -45,6 +47,8 @@ def undisturbed(children: driver.Children, tmp_path_factory: pytest.TempPathFact
     assert children.run(folder / "run", "m", overrides, count=str(count)) == 0, driver.said(folder / "run")
     found = driver.digests(folder / "run", "m")
     assert sorted(found) == list(range(N_ROUNDS + 1))
+    weights = [found[round_]["weights"] for round_ in (1, 2)]
+    assert len({*weights, weights_digest(Path(overrides["policy.path"]))}) > 1, "nothing was trained: take more tasks"
     return Undisturbed(overrides, found, int(count.read_text()))
 
 
