@@ -81,7 +81,7 @@ def _evolve(run: lineage.Run) -> None:
 
 
 def main() -> int:
-    """The same flow without a deployment; `--params` is what DVC tracks."""
+    """The same flow without a deployment; a finished run starts no Prefect server."""
     parser = argparse.ArgumentParser(prog="python -m flows.coevolve", description=__doc__)
     parser.add_argument("--name", default="default")
     parser.add_argument("--preset")
@@ -96,10 +96,13 @@ def main() -> int:
     processes.share_cores()
     try:
         overrides = parse_set(given.pairs)
-        if given.resume or not prepare.nothing_to_do(given.name, given.preset, overrides, fork=given.fork):
+        run = None
+        if not given.resume:  # resuming needs no parameters beside those of the run
+            root = prepare.artifact_root()
+            run = prepare.finished_run(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
+        if run is None:
             coevolve(given.name, given.preset, overrides, given.fork, given.resume)
         else:
-            run = lineage.open_run(prepare.artifact_root(), given.name)
             print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
             publish.reports(run)
     except OpdError as error:

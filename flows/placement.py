@@ -74,8 +74,6 @@ PLACES = {"inline": run_inline, "subprocess": run_subprocess, "deployment": run_
 
 def _is_outage(_task: object, _run: object, state: object) -> bool:
     """Only outages are worth another try; everything else would fail again."""
-    from prefect.states import get_state_exception  # noqa: F401  (documented entry point for state errors)
-
     data = getattr(state, "data", None)
     return isinstance(data, OutageError) or "OutageError" in str(getattr(state, "message", ""))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from opd_evolver.commands.display import Watch
@@ -80,7 +79,3 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
         raise SetupError(why, "a server with the deployment and a worker", "opd up, or add --local")
     watch.say(f"through the deployment {dispatch.DEPLOYMENT} at {url}")
     dispatch.through_worker(prepared, watch.tick)
-
-
-def print_json(tree: object) -> None:
-    print(json.dumps(tree, ensure_ascii=False, indent=2))

@@ -19,10 +19,6 @@ def artifact_root() -> Path:
     return Path(load_settings().artifact_root).resolve()
 
 
-def resolve(preset: str | None, overrides: Mapping[str, Any], path: Path | None = None) -> params.Params:
-    return params.load(path=path, preset=preset, overrides=overrides)
-
-
 def open_for_work(
     root: Path, name: str, *, preset: str | None, overrides: Mapping[str, Any], fork: bool = False
 ) -> Run:
@@ -35,7 +31,7 @@ def open_for_work(
         and not Path("params.yaml").exists()
     ):
         return lineage.open_run(root, name)
-    wanted = resolve(preset, overrides)
+    wanted = params.load(preset=preset, overrides=overrides)
     if fork or not lineage.exists(root, name):
         check(wanted)
     return lineage.open_or_create(root, name, wanted, fork=fork)
@@ -66,15 +62,10 @@ def finished_run(
     if not lineage.exists(root, name):
         return None
     run = lineage.open_run(root, name)
-    wanted = resolve(preset, overrides)
+    wanted = params.load(preset=preset, overrides=overrides)
     if fork or lineage.differences(run.params, wanted) or wanted.rounds > run.params.rounds:
         return None
     return run if run.is_complete() else None
-
-
-def nothing_to_do(name: str, preset: str | None, overrides: Mapping[str, Any], *, fork: bool = False) -> bool:
-    """Whether the run has all its rounds under these very parameters."""
-    return finished_run(artifact_root(), name, preset=preset, overrides=overrides, fork=fork) is not None
 
 
 def base(run: Run) -> None:

@@ -33,11 +33,6 @@ def policy(job: Job, name: str = "policy") -> Any:
     return _policy(str(job.path(name)), params.model_dump_json(), version, load_settings().device)
 
 
-def release_policies() -> None:
-    """Let go of cached policies, so that a trainer has the memory."""
-    _policy.cache_clear()
-
-
 def live_memory(job: Job, *, read_only: bool) -> Memory:
     return Memory.open(job.path("live"), job.typed_params().memory, read_only=read_only)
 
