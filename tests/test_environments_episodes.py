@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opd_evolver.environments import conventions as cv
 from opd_evolver.environments.apps import Apps
-from opd_evolver.environments.attempts import Attempts
+from opd_evolver.environments.attempts import Asked, Attempts
 from opd_evolver.environments.playing import Choose, bad_actions, play, random_values
 from opd_evolver.environments.protocol import Conventions, Environment, Oracle
 from opd_evolver.environments.sql import Sql
@@ -158,12 +158,12 @@ def test_family_labels_permute_without_a_trace(make: type[Sql | Apps]) -> None:
 
 
 def test_a_finished_episode_stays_finished() -> None:
-    attempts = Attempts(["a"])
+    attempts = Attempts([Asked("a")])
     assert attempts.record(1.0, "12").observation == "ok 12"
     late = attempts.record(1.0, "12")
     assert (late.terminated, late.reward, late.info["success"]) == (True, 0.0, True)
 
 
 def test_observations_are_short_and_hold_no_separator() -> None:
-    said = Attempts(["a"]).record(0.0, "a | b\nc " * 50 + "x" * 500).observation
+    said = Attempts([Asked("a")]).record(0.0, "a | b\nc " * 50 + "x" * 500).observation
     assert said == "no a b c a b c a b …"

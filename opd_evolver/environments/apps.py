@@ -1,7 +1,8 @@
 """`apps`: tool APIs in AWM's file format (sqlite, Python functions, verifier).
 
 Hidden convention: which other call must come directly before an operation of a service. The API
-specification lists all calls, never the order. Success is the verifier's word, which compares the
+specification lists all calls, never the order. Families beyond tips hide the whole order of a procedure's
+steps (`environments/procedures.py`). Success is the verifier's word, which compares the
 database before and after.
 Source: record shapes after AgentWorldModel-1K (Snowflake); worlds and code ours.
 """
@@ -10,19 +11,34 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 
 import numpy as np
 
 from opd_evolver.environments import awm, service
 from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.attempts import Asked, Attempts, wording
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Fact, Split, Step, Task
+from opd_evolver.records import Fact, Level, Split, Step, Task
 
 # More calls in one action would let an agent try every order at once.
 MAX_CALLS = 2
 CALL = re.compile(r"call (?P<name>[a-z]{1,24})(?: (?P<item>\d{1,6}))?")
+
+# fmt: off
+PROCEDURES = (
+    pr.Procedure("skill", ("install", "repair", "rotate", "migrate", "cleanup", "launch", "recover", "rollout"), 3),
+    pr.Procedure("tool", ("mailing", "backup", "billing", "export", "sweep", "publish", "restock", "notify"), 3),
+    pr.Procedure("trajectory", ("visit", "patrol", "fetch", "explore", "cross", "descend", "escort", "ascend"), 4),
+)
+# fmt: on
+
+
+def _phrase(sub: cv.Sub) -> str:
+    return f"{sub.key} {sub.arg}"
+
 
 SPEC = cv.Domain(
     name="apps",
@@ -31,7 +47,10 @@ SPEC = cv.Domain(
     values=service.PREPARATIONS,
     distinct=False,
     args=service.ITEMS,
-    phrase=lambda sub: f"{sub.key} {sub.arg}",
+    phrase=_phrase,
+    steps=service.STEPS,
+    step_args=service.ITEMS,
+    procedures=PROCEDURES,
 )
 
 
@@ -40,23 +59,25 @@ class Apps:
 
     Args:
         world_seed: fixes the conventions of all families.
+        levels: home levels of the families, by turns.
     """
 
     domain = "apps"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0) -> None:
+    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
         self.world_seed = world_seed
+        self.spec = SPEC.at(levels)
         self._task: Task | None = None
         self._db: sqlite3.Connection | None = None
         self._before: dict[int, str] = {}
-        self._attempts = Attempts([""])
+        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
 
     def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
         """See `environments/tasks.py`."""
-        return task_list.tasks(SPEC, split, n, seed, self.world_seed)
+        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """A fresh service for `task`; the first observation is empty."""
@@ -64,8 +85,17 @@ class Apps:
         self._task = task
         self._db = awm.open_database(awm.scenario_of(task.scope, task.gold["facts"]))
         self._before = service.states(self._db)
-        self._attempts = Attempts([f"{task.scope} {SPEC.phrase(sub)}" for sub in task_list.subs_of(task)])
+        self._attempts = Attempts(task_list.asked_of(self.spec, task))
+        self._open_job(task)
         return ""
+
+    def _open_job(self, task: Task) -> None:
+        """Where the current move begins a procedure, the service is told that it is wanted."""
+        moves = task_list.moves_of(task)
+        if self._db is not None and self._attempts.place < len(moves):
+            move = moves[self._attempts.place]
+            if move.stage == 1:
+                service.open_job(self._db, move.key, int(move.arg))
 
     def step(self, action: str) -> Step:
         """Run one action of at most `MAX_CALLS` calls, `call otp call refund 7`, then ask the verifier."""
@@ -73,18 +103,21 @@ class Apps:
             raise SetupError("step before reset", "reset(task) first")
         if self._attempts.over:
             return self._attempts.record(0.0)
-        calls = _parse(action)
+        move = task_list.moves_of(self._task)[self._attempts.place]
+        # A step of an order is refused without a trace: with two in one action, both would be tried at once.
+        calls = _parse(action, 1 if move.stage else MAX_CALLS)
         if isinstance(calls, str):
             return self._attempts.record(0.0, calls, error=True)
         answers = [service.call(self._db, name, item) for name, item in calls]
         if any(answer["status"] == "unknown" for answer in answers):
             return self._attempts.record(0.0, "unknown call", error=True)
-        sub = task_list.subs_of(self._task)[self._attempts.place]
         now = service.states(self._db)
-        result = service.verify(self._before, now, [(sub.key, int(sub.arg))])["result"]
+        done = task_list.word_of(self._task, move) if move.stage else move.key
+        result = service.verify(self._before, now, [(done, int(move.arg))])["result"]
         step = self._attempts.record(1.0 if result == "complete" else 0.0)
         if result == "complete":
             self._before = now
+            self._open_job(self._task)
         return step
 
     def close(self) -> None:
@@ -96,10 +129,10 @@ class Apps:
     # ── Oracle and Conventions ──
 
     def oracle(self, task: Task) -> str:
-        """The right calls for the current sub-question."""
-        subs = task_list.subs_of(task)
-        sub = subs[min(self._attempts.place, len(subs) - 1)]
-        return self.action(sub, task.gold["facts"][sub.key])
+        """The right calls for the current move."""
+        moves = task_list.moves_of(task)
+        move = moves[min(self._attempts.place, len(moves) - 1)]
+        return self.action(move, task_list.word_of(task, move))
 
     def facts(self, task: Task) -> tuple[Fact, ...]:
         return task_list.facts_of(task)
@@ -110,16 +143,19 @@ class Apps:
     # ── Procedural ──
 
     def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(SPEC, world, rng)
+        return cv.demo_task(self.spec, world, rng)
 
-    def action(self, sub: cv.Sub | cv.DemoSub, value: str) -> str:
+    def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
+        if self.spec.procedure(sub.key):
+            return f"call {value} {sub.arg}"
         return f"call {value} call {sub.key} {sub.arg}"
 
     def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
-        return wording("ok" if ok else "no", "", "" if is_last or not ok else sub.next_text)
+        next_text = sub.again if not ok else "" if is_last else sub.next_text
+        return wording("ok" if ok else "no", "", next_text)
 
     def values(self, key: str) -> tuple[str, ...]:
-        return service.PREPARATIONS
+        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         spoken = "call then next ok no error unknown too many calls not a"
@@ -130,10 +166,11 @@ class Apps:
             *service.ITEMS,
             *cv.FIRST,
             *cv.SECOND,
+            *self.spec.level_words(),
         )
 
 
-def _parse(action: str) -> list[tuple[str, int | None]] | str:
+def _parse(action: str, most: int = MAX_CALLS) -> list[tuple[str, int | None]] | str:
     """The calls of an action, or what is wrong with it."""
     text = " ".join(action.split())
     calls: list[tuple[str, int | None]] = []
@@ -146,4 +183,4 @@ def _parse(action: str) -> list[tuple[str, int | None]] | str:
         place = found.end() + 1
     if not calls:
         return "not a call"
-    return "too many calls" if len(calls) > MAX_CALLS else calls
+    return "too many calls" if len(calls) > most else calls

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from opd_evolver import durable
 from opd_evolver.environments import service
+from opd_evolver.environments.procedures import words_of
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.records import Record, canonical_json
 
@@ -97,11 +98,19 @@ def scenario_of(
 
     Args:
         scope: the service's name.
-        rules: operation -> the call that must come first; hidden from agents.
+        rules: operation -> the call that must come first, or procedure -> its order of steps; hidden from agents.
         tasks: text and expected (operation, item) pairs of each task.
     """
     inserts = [f"INSERT INTO items (id, state) VALUES ({item}, 'open');" for item in service.ITEMS]
-    inserts += [f"INSERT INTO rules (operation, first_call) VALUES ('{op}', '{rules[op]}');" for op in sorted(rules)]
+    for name in sorted(rules):
+        words = words_of(rules[name])
+        if len(words) == 1:
+            inserts.append(f"INSERT INTO rules (operation, first_call) VALUES ('{name}', '{words[0]}');")
+            continue
+        inserts += [
+            f"INSERT INTO orders (procedure, place, name) VALUES ('{name}', {place}, '{word}');"
+            for place, word in enumerate(words, start=1)
+        ]
     return Scenario(
         name=scope,
         description=f"service {scope}",
@@ -117,7 +126,8 @@ def scenario_of(
 @functools.cache
 def _endpoints() -> tuple[Endpoint, ...]:
     first = (Endpoint(operation_id=name, method="POST", path=f"/{name}") for name in service.PREPARATIONS)
-    then = (Endpoint(operation_id=name, method="POST", path=f"/items/{{item}}/{name}") for name in service.OPERATIONS)
+    named = (*service.OPERATIONS, *service.STEPS)
+    then = (Endpoint(operation_id=name, method="POST", path=f"/items/{{item}}/{name}") for name in named)
     return (*first, *then)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from opd_evolver.environments import registry
 from opd_evolver.environments.breaches import Findings, check_episodes, check_lists
-from opd_evolver.environments.conventions import Procedural
+from opd_evolver.environments.conventions import TIPS_ONLY, Procedural
 from opd_evolver.environments.playing import Transcript, play, random_values
 from opd_evolver.environments.protocol import Conventions, Environment
-from opd_evolver.records import SPLITS, Record, Split, Task
+from opd_evolver.records import SPLITS, Level, Record, Split, Task
 
 FLOOR_FAMILIES = 12
 FLOOR_FACTS = 2
@@ -89,20 +89,21 @@ class CheckReport(Record):
         return "\n".join([*lines, facts, success, limits])
 
 
-def check_env(name: str, n_tasks: int = 120) -> CheckReport:
+def check_env(name: str, n_tasks: int = 120, levels: Sequence[Level] = TIPS_ONLY) -> CheckReport:
     """Check the environment `name`.
 
     Args:
         name: as in `registry.load`.
+        levels: as in `registry.load`.
         n_tasks: tasks per split that are looked at; deploy-test's are played several times.
 
     Raises:
         SetupError: there is no such environment.
         OutageError: its engine is down; nothing is concluded.
     """
-    environment = registry.load(name)
+    environment = registry.load(name, levels)
     try:
-        return _check(name, environment, lambda: registry.load(name), n_tasks)
+        return _check(name, environment, lambda: registry.load(name, levels), n_tasks)
     finally:
         environment.close()
 

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from opd_evolver.records import Split
+from opd_evolver.environments import procedures as pr
+from opd_evolver.environments.domain import TIPS_ONLY as TIPS_ONLY
+from opd_evolver.environments.domain import Domain as Domain
+from opd_evolver.environments.domain import Sub as Sub
+from opd_evolver.environments.procedures import Move as Move
+from opd_evolver.records import Level, Split
 
 # Every first syllable starts with a consonant that no second one has, all are two letters long:
 # a name has one reading only, and no syllable is a word of the dialect.
@@ -35,15 +40,10 @@ N_FAMILIES: dict[Split, int] = {
     "novel-test": 16,
 }
 N_FACTS = 6
+# So many of them are of the home level of a family whose home is not `tip`; the others are tips.
+N_HOME = 4
 # Facts a task needs, by turns: 40 % of all tasks need two.
 SIZES = (1, 2, 1, 2, 1)
-
-
-class Sub(NamedTuple):
-    """A sub-question: the key whose convention it needs, and its argument."""
-
-    key: str
-    arg: str
 
 
 @dataclass(frozen=True)
@@ -55,42 +55,22 @@ class World:
     family: str
     facts: dict[str, str]
     world_seed: int = 0
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What distinguishes one procedural domain from another.
-
-    Args:
-        name: the environment's name.
-        slot: its share of the deployed and novel names, below `N_SLOTS`.
-        keys: pool that the `N_FACTS` keys of a world are drawn from.
-        values: pool of values.
-        distinct: whether the values of a world differ from each other.
-        args: arguments of a sub-question.
-        phrase: words of a sub-question, without the scope.
-    """
-
-    name: str
-    slot: int
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-    distinct: bool
-    args: tuple[str, ...]
-    phrase: Callable[[Sub], str]
+    home: Level = "tip"
 
 
 class DemoSub(NamedTuple):
-    """A sub-question of a seed example. `text` is as in `next …`; `next_text` is empty for the last one."""
+    """A move of a seed example. `text` is as in `next …`, `again` as in `Domain`; `next_text` is empty for the last."""
 
     key: str
     arg: str
     text: str
     next_text: str
+    stage: int = 0
+    again: str = ""
 
 
 class DemoTask(NamedTuple):
-    """A seed example at the level of text: no engine runs."""
+    """A seed example at the level of text: no engine runs. `subs` holds its moves, in order."""
 
     text: str
     subs: tuple[DemoSub, ...]
@@ -109,8 +89,8 @@ class Procedural(Protocol):
         """A random task of a world."""
         ...
 
-    def action(self, sub: Sub | DemoSub, value: str) -> str:
-        """The action that answers `sub` under the belief that its key means `value`."""
+    def action(self, sub: Sub | Move | DemoSub, value: str) -> str:
+        """The action that answers a move under the belief that its word is `value`."""
         ...
 
     def observation(self, sub: DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
@@ -168,13 +148,20 @@ def family_label(domain: str, scope: str, world_seed: int = 0) -> str:
 # ── worlds ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _draw_facts(spec: Domain, rng: np.random.Generator) -> dict[str, str]:
-    keys = rng.permutation(len(spec.keys))[:N_FACTS]
+def _draw_facts(spec: Domain, rng: np.random.Generator, home: Level = "tip") -> dict[str, str]:
+    n_tips = N_FACTS if home == "tip" else N_FACTS - N_HOME
+    keys = rng.permutation(len(spec.keys))[:n_tips]
     if spec.distinct:
-        values = rng.permutation(len(spec.values))[:N_FACTS]
+        values = rng.permutation(len(spec.values))[:n_tips]
     else:
-        values = rng.integers(len(spec.values), size=N_FACTS)
-    return {spec.keys[key]: spec.values[value] for key, value in zip(keys, values, strict=True)}
+        values = rng.integers(len(spec.values), size=n_tips)
+    facts = {spec.keys[key]: spec.values[value] for key, value in zip(keys, values, strict=True)}
+    for one in spec.procedures:
+        if one.level == home:
+            orders = pr.orders(spec.steps, one.n_moves)
+            for key in rng.permutation(len(one.keys))[:N_HOME]:
+                facts[one.keys[key]] = orders[int(rng.integers(len(orders)))]
+    return facts
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,11 +185,17 @@ def worlds(spec: Domain, split: Split, n: int, world_seed: int = 0) -> tuple[Wor
             domain=spec.name,
             scope=scope,
             family=family_label(spec.name, scope, world_seed),
-            facts=_draw_facts(spec, generator("facts", spec.name, world_seed, scope)),
+            facts=_draw_facts(spec, generator("facts", spec.name, world_seed, scope), home_at(spec, place)),
             world_seed=world_seed,
+            home=home_at(spec, place),
         )
-        for scope in pool[:n]
+        for place, scope in enumerate(pool[:n])
     )
+
+
+def home_at(spec: Domain, place: int) -> Level:
+    """The home level of the family at a place of a split's list: by turns."""
+    return spec.levels[place % len(spec.levels)]
 
 
 def random_world(spec: Domain, rng: np.random.Generator, names_: Sequence[str] | None = None) -> World:
@@ -215,7 +208,8 @@ def random_world(spec: Domain, rng: np.random.Generator, names_: Sequence[str] |
     """
     pool = names("seed") if names_ is None else names_
     scope = pool[int(rng.integers(len(pool)))]
-    return World(domain=spec.name, scope=scope, family="", facts=_draw_facts(spec, rng))
+    home: Level = spec.levels[int(rng.integers(len(spec.levels)))] if len(spec.levels) > 1 else spec.levels[0]
+    return World(domain=spec.name, scope=scope, family="", facts=_draw_facts(spec, rng, home), home=home)
 
 
 def random_subs(spec: Domain, world: World, rng: np.random.Generator) -> tuple[Sub, ...]:
@@ -223,7 +217,8 @@ def random_subs(spec: Domain, world: World, rng: np.random.Generator) -> tuple[S
     keys = tuple(world.facts)
     size = SIZES[int(rng.integers(len(SIZES)))]
     chosen = rng.permutation(len(keys))[:size]
-    return tuple(Sub(keys[place], spec.args[int(rng.integers(len(spec.args)))]) for place in chosen)
+    asked = [(key, spec.args_of(key)) for key in (keys[place] for place in chosen)]
+    return tuple(Sub(key, args[int(rng.integers(len(args)))]) for key, args in asked)
 
 
 def task_text(spec: Domain, scope: str, subs: Sequence[Sub]) -> str:
@@ -234,8 +229,12 @@ def task_text(spec: Domain, scope: str, subs: Sequence[Sub]) -> str:
 def demo_task(spec: Domain, world: World, rng: np.random.Generator) -> DemoTask:
     """A random task of `world` with its sub-questions spelt out."""
     subs = random_subs(spec, world, rng)
-    texts = [f"{world.scope} {spec.phrase(sub)}" for sub in subs] + [""]
+    moves = [move for sub in subs for move in pr.moves(sub.key, sub.arg, world.facts[sub.key])]
+    texts = [spec.asked(world.scope, move) for move in moves] + [""]
     return DemoTask(
         text=task_text(spec, world.scope, subs),
-        subs=tuple(DemoSub(sub.key, sub.arg, texts[i], texts[i + 1]) for i, sub in enumerate(subs)),
+        subs=tuple(
+            DemoSub(move.key, move.arg, texts[i], texts[i + 1], move.stage, spec.again(world.scope, move))
+            for i, move in enumerate(moves)
+        ),
     )

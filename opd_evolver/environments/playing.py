@@ -10,7 +10,7 @@ import numpy as np
 
 from opd_evolver.environments.conventions import Procedural, generator
 from opd_evolver.environments.protocol import Environment
-from opd_evolver.environments.tasks import subs_of
+from opd_evolver.environments.tasks import moves_of
 from opd_evolver.records import Step, Task
 
 MAX_STEPS = 50
@@ -73,22 +73,29 @@ def random_values(domain: Procedural, task: Task, *, repeat: bool) -> Choose:
     Args:
         domain: the procedural domain.
         task: what is played.
-        repeat: draw values independently (the chance level); else never try a value that was refused
-            in this episode (all that exploring alone can reach).
+        repeat: draw values independently (the chance level); else never try a value that was refused or,
+            in the same order, already right (all that exploring alone can reach).
     """
     rng = generator("check", task.task_id, repeat)
-    subs = subs_of(task)
-    order: dict[int, Sequence[int]] = {}
+    moves = moves_of(task)
+    words: list[str] = []
+    order: dict[int, Sequence[str]] = {}
     tried: dict[int, int] = {}
 
     def choose(steps: list[Step]) -> str:
-        place = round(steps[-1].info["progress"] * len(subs)) if steps else 0
-        values = domain.values(subs[place].key)
+        place = round(steps[-1].info["progress"] * len(moves)) if steps else 0
+        move = moves[place]
+        if len(words) <= place:
+            words.append("")
         if repeat:
-            return domain.action(subs[place], values[int(rng.integers(len(values)))])
+            values = domain.spec.choices(move.key)
+            return domain.action(move, values[int(rng.integers(len(values)))])
         if place not in order:
-            order[place] = [int(i) for i in rng.permutation(np.arange(len(values)))]
+            used = words[place - move.stage + 1 : place] if move.stage else []
+            values = tuple(value for value in domain.spec.choices(move.key) if value not in used)
+            order[place] = [values[int(i)] for i in rng.permutation(np.arange(len(values)))]
         at = tried[place] = tried.get(place, -1) + 1
-        return domain.action(subs[place], values[order[place][at % len(values)]])
+        words[place] = order[place][at % len(order[place])]
+        return domain.action(move, words[place])
 
     return choose

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.records import Split, Step, Task
+from opd_evolver.records import Level, Split, Step, Task
 
 T = TypeVar("T")
 GROUP = "opd_evolver.environments"
@@ -30,17 +31,23 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*BUILT_IN, *(point.name for point in importlib.metadata.entry_points(group=GROUP))}))
 
 
-def load(name: str) -> Environment:
+def loader(levels: Sequence[Level]) -> Callable[[str], Environment]:
+    """`load` for families of these home levels, as pools of environments want it."""
+    return lambda name: load(name, levels)
+
+
+def load(name: str, levels: Sequence[Level] = TIPS_ONLY) -> Environment:
     """A new instance of an environment.
 
     Args:
         name: a built-in domain or an entry point of the group `opd_evolver.environments`.
+        levels: home levels of the families of a built-in domain; an outside one has its own.
 
     Raises:
         SetupError: the name is unknown (the nearest one is named), its package cannot be imported, or what it
             names is not an environment.
     """
-    made = _factory(name)()
+    made = _factory(name)(levels=levels) if name in BUILT_IN else _factory(name)()
     if not isinstance(made, Environment):
         raise SetupError(
             f"environment {name!r} is a {type(made).__name__} without {', '.join(_missing(made))}",
@@ -54,11 +61,11 @@ def load(name: str) -> Environment:
     return made
 
 
-def _factory(name: str) -> Callable[[], Any]:
+def _factory(name: str) -> Callable[..., Any]:
     try:
         if name in BUILT_IN:
             module, attribute = BUILT_IN[name].split(":")
-            found: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
+            found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
             return found
         for point in importlib.metadata.entry_points(group=GROUP, name=name):
             found = point.load()

@@ -2,7 +2,7 @@
 
 This file's text is the `full_code` of the worlds we write in AWM's format. It is the only world
 code that runs in process; code from files of outside origin does not (see `awm.py`).
-The hidden convention lies in the table `rules`, which no function returns.
+The hidden conventions lie in the tables `rules` and `orders`, which no function returns.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ OPERATIONS = (
     "refund", "cancel", "ship", "renew", "pause", "resume", "split", "return",
     "close", "extend", "upgrade", "transfer", "approve", "reject", "archive", "restore",
 )
+STEPS = ("wash", "fold", "pack", "weigh", "label")
 # fmt: on
 ITEMS = tuple("23456789")
 SCHEMA = {
     "items": "CREATE TABLE items (id INTEGER PRIMARY KEY, state TEXT NOT NULL);",
     "rules": "CREATE TABLE rules (operation TEXT PRIMARY KEY, first_call TEXT NOT NULL);",
+    "orders": "CREATE TABLE orders (procedure TEXT NOT NULL, place INTEGER NOT NULL, name TEXT NOT NULL);",
+    "jobs": "CREATE TABLE jobs (item INTEGER PRIMARY KEY, procedure TEXT NOT NULL, done INTEGER NOT NULL);",
     "calls": "CREATE TABLE calls (id INTEGER PRIMARY KEY, name TEXT NOT NULL, item INTEGER);",
 }
 
@@ -42,12 +45,33 @@ def operate(db: sqlite3.Connection, name: str, item: int) -> dict[str, object]:
     return {"status": "ok" if changed else "refused"}
 
 
+def open_job(db: sqlite3.Connection, procedure: str, item: int) -> None:
+    """A procedure is wanted for an item, from its beginning."""
+    db.execute("INSERT OR REPLACE INTO jobs (item, procedure, done) VALUES (?, ?, 0)", (item, procedure))
+
+
+def advance(db: sqlite3.Connection, name: str, item: int) -> dict[str, object]:
+    """POST /items/{item}/{name}: done only when it is the next step of the item's open job."""
+    db.execute("INSERT INTO calls (name, item) VALUES (?, ?)", (name, item))
+    wanted = db.execute(
+        "SELECT name FROM orders JOIN jobs USING (procedure) WHERE jobs.item = ? AND place = done + 1",
+        (item,),
+    ).fetchone()
+    if wanted is None or wanted[0] != name:
+        return {"status": "refused"}
+    db.execute("UPDATE jobs SET done = done + 1 WHERE item = ?", (item,))
+    db.execute("UPDATE items SET state = ? WHERE id = ?", (name, item))
+    return {"status": "ok"}
+
+
 def call(db: sqlite3.Connection, name: str, item: int | None) -> dict[str, object]:
     """Route one API call by operation id."""
     if name in PREPARATIONS and item is None:
         return prepare(db, name)
     if name in OPERATIONS and item is not None:
         return operate(db, name, item)
+    if name in STEPS and item is not None:
+        return advance(db, name, item)
     return {"status": "unknown"}
 
 

@@ -2,7 +2,8 @@
 
 Hidden convention: which code digit a status word stands for in the `state` column. The schema and
 all rows can be read; what `late` means cannot. Every (operation, code) pair has an answer of its
-own, so a wrong code never scores by luck.
+own, so a wrong code never scores by luck. Families beyond tips hide which columns of a table an audit,
+a report or a route reads, and in which order (`environments/procedures.py`).
 Source: reward after InterCode (IoU of result rows against the gold result); data ours.
 Differs: rows are compared as multisets, order is not scored.
 """
@@ -10,27 +11,40 @@ Differs: rows are compared as multisets, order is not scored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Attempts, wording
-from opd_evolver.environments.sql_sandbox import QueryError, Sandbox
+from opd_evolver.environments.attempts import Asked, Attempts, wording
+from opd_evolver.environments.sql_sandbox import QueryError, Sandbox, Table
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Fact, Split, Step, Task
+from opd_evolver.records import Fact, Level, Split, Step, Task
 
 # fmt: off
 STATUS = (
     "late", "paid", "open", "lost", "held", "sent", "void", "done",
     "kept", "owed", "due", "sold", "shut", "torn", "filed", "moved",
 )
+PROCEDURES = (
+    pr.Procedure("skill", ("audit", "review", "settle", "balance", "inspect", "verify", "assess", "adjust"), 3),
+    pr.Procedure("tool", ("report", "digest", "summary", "invoice", "forecast", "budget", "extract", "payroll"), 3),
+    pr.Procedure("trajectory", ("route", "tour", "march", "climb", "track", "walk", "voyage", "trek"), 4),
+)
 # fmt: on
+COLUMNS = ("fee", "tax", "net", "rent", "cost")
+TABLES = tuple(f"t{n}" for n in range(2, 10))
 DIGITS = tuple("0123456789")
 OPS = {"count": "count ( * )", "sum": "sum ( amount )", "max": "max ( amount )", "min": "min ( amount )"}
 # Ranges that keep the answers of the four operations apart; the seed data draws from the same ones.
 COUNTS, LOWEST, MIDDLE, HIGHEST = (2, 12), (30, 50), (50, 70), (70, 100)
+
+
+def _phrase(sub: cv.Sub) -> str:
+    return f"{sub.key} {sub.arg}" if sub.arg in TABLES else f"{sub.arg} {sub.key}"
+
 
 SPEC = cv.Domain(
     name="sql",
@@ -39,7 +53,10 @@ SPEC = cv.Domain(
     values=DIGITS,
     distinct=True,
     args=tuple(OPS),
-    phrase=lambda sub: f"{sub.arg} {sub.key}",
+    phrase=_phrase,
+    steps=COLUMNS,
+    step_args=TABLES,
+    procedures=PROCEDURES,
 )
 
 
@@ -60,6 +77,12 @@ def rows_of(scope: str, world_seed: int) -> list[tuple[int, int, int]]:
     return [(i + 1, *pairs[place]) for i, place in enumerate(rng.permutation(len(pairs)))]
 
 
+def tables_of(scope: str, world_seed: int) -> dict[str, tuple[int, ...]]:
+    """The one row of each of the tables t2 … t9: a digit for every column, no two alike."""
+    rng = cv.generator("tables", world_seed, scope)
+    return {name: tuple(int(x) for x in rng.permutation(10)[: len(COLUMNS)]) for name in TABLES}
+
+
 def overlap(got: Sequence[tuple[object, ...]], gold: Sequence[tuple[object, ...]]) -> float:
     """Intersection over union of two multisets of rows; 1.0 when both are empty."""
     left, right = Counter(got), Counter(gold)
@@ -72,34 +95,39 @@ class Sql:
 
     Args:
         world_seed: fixes the conventions and the data of all families.
+        levels: home levels of the families, by turns.
     """
 
     domain = "sql"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0) -> None:
+    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
         self.world_seed = world_seed
+        self.spec = SPEC.at(levels)
         self._task: Task | None = None
         self._sandbox: Sandbox | None = None
-        self._attempts = Attempts([""])
+        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
 
     def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
         """See `environments/tasks.py`."""
-        return task_list.tasks(SPEC, split, n, seed, self.world_seed)
+        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """A fresh in-memory database for `task`; the first observation is empty."""
         self.close()
         self._task = task
-        self._sandbox = Sandbox(
-            "create table jobs (id integer primary key, state integer, amount integer)",
-            "insert into jobs values (?, ?, ?)",
-            rows_of(task.scope, int(task.gold["world_seed"])),
-        )
-        self._attempts = Attempts([f"{task.scope} {SPEC.phrase(sub)}" for sub in task_list.subs_of(task)])
+        self._sandbox = Sandbox(self._tables(task))
+        self._attempts = Attempts(task_list.asked_of(self.spec, task))
         return ""
+
+    def _tables(self, task: Task) -> Iterator[Table]:
+        world_seed = int(task.gold["world_seed"])
+        yield Table("jobs", ("id", "state", "amount"), rows_of(task.scope, world_seed))
+        if self.spec.levels != cv.TIPS_ONLY:
+            for name, row in tables_of(task.scope, world_seed).items():
+                yield Table(name, COLUMNS, [row])
 
     def step(self, action: str) -> Step:
         """Run one query; it is scored against the gold query's rows."""
@@ -123,10 +151,10 @@ class Sql:
     # ── Oracle and Conventions ──
 
     def oracle(self, task: Task) -> str:
-        """The gold query of the current sub-question."""
-        subs = task_list.subs_of(task)
-        sub = subs[min(self._attempts.place, len(subs) - 1)]
-        return self.action(sub, task.gold["facts"][sub.key])
+        """The gold query of the current move."""
+        moves = task_list.moves_of(task)
+        move = moves[min(self._attempts.place, len(moves) - 1)]
+        return self.action(move, task_list.word_of(task, move))
 
     def facts(self, task: Task) -> tuple[Fact, ...]:
         return task_list.facts_of(task)
@@ -137,23 +165,28 @@ class Sql:
     # ── Procedural ──
 
     def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(SPEC, world, rng)
+        return cv.demo_task(self.spec, world, rng)
 
-    def action(self, sub: cv.Sub | cv.DemoSub, value: str) -> str:
+    def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
+        if sub.arg in TABLES:
+            return f"select {value} from {sub.arg}"
         return f"select {OPS[sub.arg]} from jobs where state = {value}"
 
     def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
+        if sub.stage:
+            said = sub.again if not ok else "" if is_last else sub.next_text
+            return wording("ok" if ok else "no", str(int(rng.integers(10))), said)
         ranges = {"count": COUNTS, "sum": (LOWEST[0] + HIGHEST[0], 700), "max": HIGHEST, "min": LOWEST}
         number = str(int(rng.integers(*ranges[sub.arg])))
         return wording("ok" if ok else "no", number, "" if is_last or not ok else sub.next_text)
 
     def values(self, key: str) -> tuple[str, ...]:
-        return DIGITS
+        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         """Numbers are made of digits; a tokenizer may read each digit on its own."""
         spoken = "select count sum max min ( * ) amount from jobs where state = then next ok no error …"
-        return (*spoken.split(), *STATUS, *DIGITS, *cv.FIRST, *cv.SECOND)
+        return (*spoken.split(), *STATUS, *DIGITS, *cv.FIRST, *cv.SECOND, *self.spec.level_words())
 
 
 def _shown(rows: Sequence[tuple[object, ...]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 MAX_QUERY_CHARS = 4_000
 # One call of a text function counts as one operation, however long its text: short texts keep it cheap.
@@ -32,20 +33,29 @@ class QueryError(Exception):
     """A query that was refused or failed; an observation for the agent, not an error of the house."""
 
 
+class Table(NamedTuple):
+    """A table of integers; a column `id` is its key. Names are ours, never an agent's."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Iterable[Sequence[int]]
+
+
 class Sandbox:
-    """One database with one table.
+    """One database.
 
     Args:
-        create: DDL of the table.
-        insert: insert statement with placeholders.
-        rows: its rows.
+        tables: what it holds.
     """
 
-    def __init__(self, create: str, insert: str, rows: Iterable[Sequence[object]]) -> None:
+    def __init__(self, tables: Iterable[Table]) -> None:
         self._db = sqlite3.connect(":memory:", isolation_level=None)
-        self._db.execute(create)
         self._db.execute("begin")
-        self._db.executemany(insert, rows)
+        for table in tables:
+            columns = ", ".join(f"{name} integer" + " primary key" * (name == "id") for name in table.columns)
+            self._db.execute(f"create table {table.name} ({columns})")
+            places = ", ".join("?" * len(table.columns))
+            self._db.executemany(f"insert into {table.name} values ({places})", table.rows)
         self._db.execute("commit")
         self._checks = 0
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from opd_evolver.environments.conventions import N_FAMILIES, SIZES, Domain, Sub, World, generator, task_text, worlds
+from opd_evolver.environments import procedures as pr
+from opd_evolver.environments.attempts import Asked
+from opd_evolver.environments.conventions import (
+    N_FAMILIES,
+    SIZES,
+    TIPS_ONLY,
+    Domain,
+    Sub,
+    World,
+    generator,
+    task_text,
+    worlds,
+)
 from opd_evolver.records import Fact, Split, Task
 
 
@@ -39,7 +51,8 @@ def _task(spec: Domain, families: Sequence[World], split: Split, i: int, seed: i
         family=world.family,
         split=split,
         text=task_text(spec, world.scope, subs),
-        gold={"subs": [list(sub) for sub in subs], "facts": dict(world.facts), "world_seed": world.world_seed},
+        gold={"subs": [list(sub) for sub in subs], "facts": dict(world.facts), "world_seed": world.world_seed}
+        | ({} if spec.levels == TIPS_ONLY else {"home": world.home}),
     )
 
 
@@ -62,8 +75,8 @@ def _key_at(spec: Domain, world: World, split: Split, seed: int, position: int) 
 @functools.lru_cache(maxsize=65536)
 def _dealt(spec: Domain, scope: str, world_seed: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     combos: list[tuple[str, ...]] = [()]
-    for _ in keys:
-        combos = [(*combo, arg) for combo in combos for arg in spec.args]
+    for key in keys:
+        combos = [(*combo, arg) for combo in combos for arg in spec.args_of(key)]
     order = generator("deal", spec.name, world_seed, scope, *keys).permutation(len(combos))
     return tuple(combos[place] for place in order)
 
@@ -83,6 +96,29 @@ def _arguments(spec: Domain, world: World, split: Split, keys: tuple[str, ...]) 
 def subs_of(task: Task) -> tuple[Sub, ...]:
     """The sub-questions in a task's gold."""
     return tuple(Sub(str(key), str(arg)) for key, arg in task.gold["subs"])
+
+
+def moves_of(task: Task) -> tuple[pr.Move, ...]:
+    """The moves of all sub-questions, in order."""
+    return tuple(move for sub in subs_of(task) for move in pr.moves(*sub, str(task.gold["facts"][sub.key])))
+
+
+def word_of(task: Task, move: pr.Move) -> str:
+    """The word that a move needs."""
+    return pr.word_at(str(task.gold["facts"][move.key]), move.stage)
+
+
+def asked_of(spec: Domain, task: Task) -> tuple[Asked, ...]:
+    """The moves as an episode asks them; a sub-question's weight is shared out evenly over its moves."""
+    facts, n_subs = task.gold["facts"], len(subs_of(task))
+    return tuple(
+        Asked(
+            spec.asked(task.scope, move),
+            spec.again(task.scope, move),
+            1.0 / (n_subs * len(pr.words_of(str(facts[move.key])))),
+        )
+        for move in moves_of(task)
+    )
 
 
 def facts_of(task: Task) -> tuple[Fact, ...]:
