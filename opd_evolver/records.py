@@ -259,13 +259,14 @@ class CallRecord(Record):
 
 
 class TurnRecord(Record):
-    """One act turn: the state's observation, the parsed action, what came back."""
+    """One act turn: the state's observation, the parsed action, what came back; `called`: the tool entry it called."""
 
     observation: str
     action: str
     result: str
     reward: float
     parsed: bool = True
+    called: str | None = None
 
 
 class LedgerRow(Record):

@@ -1,7 +1,8 @@
 """Act: a_i ~ pi(. | x, o_<=i, a_<i, c); the selected entries c are injected once per episode.
 
 First message `act mem <entries> task <task>`, then observations. A reply recites the fact it
-uses and acts: `zora late r3 4 do select …`; without knowledge `zora late guess 7 do …`.
+uses and acts: `zora late r3 4 do select …`; without knowledge `zora late guess 7 do …`. An action
+`run <tool name> <arg …>` calls a tool among the injected entries (rollout/tools.py).
 Internalisation: the student acts without memories; the teacher's hindsight holds the helpful
 entries S+ and a successful trajectory.
 Paper: fast loop step 3 and the act view of the slow loop.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from opd_evolver.records import Fact, Split, Step, Task
+from opd_evolver.records import Fact, Split, Step, Task, ToolContent
 
 
 @runtime_checkable
@@ -54,4 +54,16 @@ class Conventions(Protocol):
 
     def needed(self, task: Task) -> tuple[Fact, ...]:
         """The facts this task needs, in the order in which they are needed."""
+        ...
+
+
+@runtime_checkable
+class Executes(Protocol):
+    """Optional: runs the code of a saved `python` or `bash` tool against the engine of the running episode."""
+
+    def execute(self, tool: ToolContent, arguments: tuple[str, ...]) -> Step:
+        """Run the tool, isolated as `sandbox.Sandbox.run` isolates; called on machines with isolation only.
+
+        The code is untrusted: whatever it does is an observation, never an exception. Counts one step.
+        """
         ...

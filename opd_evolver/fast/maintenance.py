@@ -36,8 +36,8 @@ from opd_evolver.records import (
     TurnRecord,
     uuid5_of,
 )
+from opd_evolver.rollout.calls import Calls
 from opd_evolver.rollout.driver import Sleep, drive
-from opd_evolver.rollout.episode import Calls
 
 GROUP = "maintain"
 """Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""

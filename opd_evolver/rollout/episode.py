@@ -17,25 +17,23 @@ from opd_evolver.abilities.dialect import RENDERER
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import SetupError
 from opd_evolver.records import (
-    Ability,
-    CallRecord,
     Candidate,
     Entry,
     Episode,
     GenerationRequest,
     LedgerRow,
     Message,
-    Prompt,
     Proposal,
     Reply,
-    Sampling,
     TurnRecord,
 )
-from opd_evolver.rollout.seeds import call_seed, uniform
+from opd_evolver.rollout import tools
+from opd_evolver.rollout.calls import Calls
+from opd_evolver.rollout.seeds import uniform
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
+from opd_evolver.sandbox import available
 
 EpisodeRun = Generator[GenerationRequest, Reply, Episode]
-Call = Generator[GenerationRequest, Reply, Reply]
 
 
 class MemoryView(Protocol):
@@ -46,42 +44,6 @@ class MemoryView(Protocol):
     ) -> Sequence[tuple[Entry, float]]:
         """Up to `limit` entries over all levels, best first, with their scores."""
         ...
-
-
-@dataclass
-class Calls:
-    """The generations of one rollout, in the order in which they were served."""
-
-    rollout_id: str
-    round: int
-    seed: int
-    records: list[CallRecord] = field(default_factory=list)
-    policy_version: str | None = None
-
-    def ask(self, ability: Ability, turn: int, prompt: Prompt, sampling: Sampling) -> Call:
-        """Yield one request, log what was served and return the reply."""
-        seed = call_seed(self.seed, self.round, self.rollout_id, ability, turn)
-        reply = yield GenerationRequest(prompt=prompt, sampling=sampling, seed=seed)
-        if self.policy_version is None:
-            self.policy_version = reply.policy_version
-        elif self.policy_version != reply.policy_version:
-            raise SetupError(
-                f"rollout {self.rollout_id} was served by policies {self.policy_version} and {reply.policy_version}",
-                "one policy version within an episode",
-                "sync the policy between waves only, then `opd resume`",
-            )
-        self.records.append(
-            CallRecord(
-                ability=ability,
-                turn=turn,
-                prompt_token_ids=reply.prompt_token_ids,
-                reply_token_ids=reply.token_ids,
-                logprobs=reply.logprobs,
-                reply_text=reply.text,
-                finish=reply.finish,
-            )
-        )
-        return reply
 
 
 @dataclass(frozen=True)
@@ -163,7 +125,12 @@ def _select(
 
 
 def _act(
-    rollout: Rollout, env: Environment, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls
+    rollout: Rollout,
+    env: Environment,
+    injected: Sequence[Entry],
+    settings: EpisodeSettings,
+    calls: Calls,
+    sandbox: tools.SandboxSource,
 ) -> Generator[GenerationRequest, Reply, Played]:
     observation = env.reset(rollout.task)
     budget = settings.entry_token_budget
@@ -171,19 +138,30 @@ def _act(
     history: list[Message] = []
     turns: list[TurnRecord] = []
     replies: list[str] = []
-    rewarded, success, given = 0.0, False, None
-    for turn in range(settings.max_steps):
-        reply = yield from calls.ask("act", turn, act.prompt(first, history), settings.act_sampling)
+    rewarded, success, given, n_steps = 0.0, False, None, 0
+    while n_steps < settings.max_steps:
+        reply = yield from calls.ask("act", len(turns), act.prompt(first, history), settings.act_sampling)
         action, parsed = act.parse(reply.text)
-        step = env.step(action)
+        if parsed and tools.is_call(action):
+            called = tools.call(action, env, injected, steps_left=settings.max_steps - n_steps, sandbox=sandbox)
+        else:
+            called = tools.Called(env.step(action))
+        step = called.step
+        n_steps += called.n_steps
         turns.append(
             TurnRecord(
-                observation=observation, action=action, result=step.observation, reward=step.reward, parsed=parsed
+                observation=observation,
+                action=action,
+                result=step.observation,
+                reward=step.reward,
+                parsed=parsed,
+                called=called.entry_id,
             )
         )
         replies.append(reply.text)
         rewarded += step.reward
-        success = bool(step.info.get("success", False))
+        # A tool outside the environment says nothing about success: what was known stays.
+        success = bool(step.info.get("success", success))
         given = step.info.get("return", given)
         if step.terminated or step.truncated:
             break
@@ -255,7 +233,14 @@ def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls) -
     )
 
 
-def episode(rollout: Rollout, env: Environment, memory: MemoryView | None, settings: EpisodeSettings) -> EpisodeRun:
+def episode(
+    rollout: Rollout,
+    env: Environment,
+    memory: MemoryView | None,
+    settings: EpisodeSettings,
+    *,
+    sandbox: tools.SandboxSource = available,
+) -> EpisodeRun:
     """Play one rollout; yields a request per generation and returns the finished `Episode`.
 
     Args:
@@ -263,9 +248,10 @@ def episode(rollout: Rollout, env: Environment, memory: MemoryView | None, setti
         env: a free environment of the task's domain; it plays this episode alone.
         memory: the memory as it stood when the wave began; None with `settings.read` off.
         settings: abilities, budgets, sampling.
+        sandbox: where saved python and bash tools run; one that gives None shows them only.
 
     Raises:
-        OutageError: the environment or the store is down; the driver retries, no episode fails of it.
+        OutageError: the environment, the sandbox or the store is down; the driver retries, no episode fails of it.
         SetupError: the memory is missing, or the policy changed in mid-episode.
 
     Paper: fast loop, steps 1 to 4. Differs: an unreadable selection falls back to the top of the
@@ -274,7 +260,7 @@ def episode(rollout: Rollout, env: Environment, memory: MemoryView | None, setti
     began = time.perf_counter()
     calls = Calls(rollout.rollout_id, rollout.round, settings.seed)
     selection = yield from _select(rollout, memory, settings, calls)
-    played = yield from _act(rollout, env, selection.injected, settings, calls)
+    played = yield from _act(rollout, env, selection.injected, settings, calls, sandbox)
     proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls)
     return Episode(
         row=_row(rollout, selection, played, calls),

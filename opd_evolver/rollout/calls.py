@@ -1,0 +1,48 @@
+"""The generations of one rollout: asked with counter-based seeds, logged as they were served."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from opd_evolver.errors import SetupError
+from opd_evolver.records import Ability, CallRecord, GenerationRequest, Prompt, Reply, Sampling
+from opd_evolver.rollout.seeds import call_seed
+
+Call = Generator[GenerationRequest, Reply, Reply]
+
+
+@dataclass
+class Calls:
+    """The generations of one rollout, in the order in which they were served."""
+
+    rollout_id: str
+    round: int
+    seed: int
+    records: list[CallRecord] = field(default_factory=list)
+    policy_version: str | None = None
+
+    def ask(self, ability: Ability, turn: int, prompt: Prompt, sampling: Sampling) -> Call:
+        """Yield one request, log what was served and return the reply."""
+        seed = call_seed(self.seed, self.round, self.rollout_id, ability, turn)
+        reply = yield GenerationRequest(prompt=prompt, sampling=sampling, seed=seed)
+        if self.policy_version is None:
+            self.policy_version = reply.policy_version
+        elif self.policy_version != reply.policy_version:
+            raise SetupError(
+                f"rollout {self.rollout_id} was served by policies {self.policy_version} and {reply.policy_version}",
+                "one policy version within an episode",
+                "sync the policy between waves only, then `opd resume`",
+            )
+        self.records.append(
+            CallRecord(
+                ability=ability,
+                turn=turn,
+                prompt_token_ids=reply.prompt_token_ids,
+                reply_token_ids=reply.token_ids,
+                logprobs=reply.logprobs,
+                reply_text=reply.text,
+                finish=reply.finish,
+            )
+        )
+        return reply

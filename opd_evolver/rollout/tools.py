@@ -1,0 +1,154 @@
+"""Saved tools that the policy calls: `run <tool name> <arg …>` as an action plays what an injected entry holds.
+
+`actions` are environment actions that the agent may take anyway, played one after another. `python`
+and `bash` run in the sandbox, or in the environment when it can execute tools; without isolation
+they are shown and never run. A call that cannot be made is an observation, never an exception.
+Differs: the authors' code stores tools and never calls them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from opd_evolver.console import say
+from opd_evolver.environments.protocol import Environment, Executes
+from opd_evolver.memory.levels import one_line
+from opd_evolver.records import Entry, Step, ToolContent
+from opd_evolver.sandbox import LANGUAGES, Language, Outcome, Sandbox, probe
+
+CALL = "run"
+UNKNOWN = "error unknown tool"
+SHOWN_ONLY = "error tools are shown only"
+UNSUPPORTED = "error unsupported language"
+TOO_MUCH = "error too many arguments"
+RESULT_WORDS = 48
+MAX_ARGUMENT_CHARS = 4096
+PLACEHOLDER = re.compile(r"\$([1-9][0-9]?)")
+SandboxSource = Callable[[], Sandbox | None]
+
+
+class Called(NamedTuple):
+    """What one call came to.
+
+    Attributes:
+        step: what goes back to the policy; rewards of all actions summed.
+        n_steps: environment steps it took of the budget, at least 1.
+        entry_id: the tool's entry; None when there is no such tool.
+    """
+
+    step: Step
+    n_steps: int = 1
+    entry_id: str | None = None
+
+
+def is_call(action: str) -> bool:
+    """Whether an action calls a tool instead of the environment."""
+    return action.split(maxsplit=1)[:1] == [CALL]
+
+
+def find(action: str, injected: Sequence[Entry]) -> tuple[Entry, tuple[str, ...]] | None:
+    """The called tool and its arguments. The longest name wins, then the newest entry, then the first injected."""
+    words = action.split()[1:]
+    best: tuple[int, int, Entry] | None = None
+    for entry in injected:
+        if isinstance(entry.content, ToolContent):
+            name = one_line(entry.content.name).split()
+            fits = bool(name) and words[: len(name)] == name
+            if fits and (best is None or (len(name), entry.created_round) > best[:2]):
+                best = (len(name), entry.created_round, entry)
+    return None if best is None else (best[2], tuple(words[best[0] :]))
+
+
+def actions_of(code: str) -> tuple[str, ...]:
+    """The environment actions of a tool, with their placeholders."""
+    return tuple(action for part in re.split(r"(?:^|\s);(?=\s|$)", code) if (action := " ".join(part.split())))
+
+
+def _failed(observation: str, entry: Entry | None = None) -> Called:
+    return Called(Step(observation=observation), 1, entry.entry_id if entry else None)
+
+
+def _play_actions(env: Environment, entry: Entry, code: str, arguments: tuple[str, ...], steps_left: int) -> Called:
+    """Play the actions with their placeholders filled, until the episode or the budget ends."""
+    wanted = [int(number) for number in PLACEHOLDER.findall(code)]
+    if missing := [number for number in wanted if number > len(arguments)]:
+        return _failed(f"error missing argument ${min(missing)}", entry)
+    reward, n_steps, step = 0.0, 0, Step(observation="error empty tool")
+    for action in actions_of(code)[:steps_left]:
+        step = env.step(PLACEHOLDER.sub(lambda found: arguments[int(found.group(1)) - 1], action))
+        reward += step.reward
+        n_steps += 1
+        if step.terminated or step.truncated:
+            break
+    return Called(step.model_copy(update={"reward": reward}), max(1, n_steps), entry.entry_id)
+
+
+def observation_of(outcome: Outcome) -> str:
+    """What a run in the sandbox says to the policy: its output in one line, cut; or why it gave none."""
+    if outcome.timed_out or outcome.truncated:
+        return f"error {outcome.killed_by}"
+    said = outcome.stdout
+    if outcome.exit_code != 0:
+        last = outcome.stderr.strip().splitlines()[-1:]
+        said = " ".join(["error", outcome.killed_by or f"exit {outcome.exit_code}", *last])
+    words = one_line("".join(letter if letter.isprintable() else " " for letter in said)).split()
+    return " ".join(words[:RESULT_WORDS] + (["…"] if len(words) > RESULT_WORDS else [])) or "done"
+
+
+@lru_cache(maxsize=1)
+def _tell_shown_only() -> None:
+    """Once a process."""
+    say(f"warning: saved python and bash tools are shown, not run: {probe().line()}")
+
+
+def _execute(
+    env: Environment,
+    entry: Entry,
+    content: ToolContent,
+    language: Language,
+    arguments: tuple[str, ...],
+    source: SandboxSource,
+) -> Called:
+    """Run code isolated: by the environment where it can, else in the sandbox."""
+    sandbox = source()
+    if sandbox is None:
+        _tell_shown_only()
+        return _failed(SHOWN_ONLY, entry)
+    if sum(map(len, arguments)) > MAX_ARGUMENT_CHARS or any("\0" in word for word in arguments):
+        return _failed(TOO_MUCH, entry)
+    if isinstance(env, Executes):
+        return Called(env.execute(content, arguments), 1, entry.entry_id)
+    outcome = sandbox.run(language, content.code, arguments)
+    return Called(Step(observation=observation_of(outcome)), 1, entry.entry_id)
+
+
+def call(
+    action: str, env: Environment, injected: Sequence[Entry], *, steps_left: int, sandbox: SandboxSource
+) -> Called:
+    """Play a call.
+
+    Args:
+        action: begins with `run`.
+        env: in the running episode.
+        injected: the entries the policy was shown; no other tool can be called.
+        steps_left: environment steps left of the budget; more actions are not played.
+        sandbox: gives the machine's sandbox, or None without isolation; asked only when code is to run.
+
+    Raises:
+        OutageError: the environment's engine or the sandbox is down.
+    """
+    found = find(action, injected)
+    if found is None:
+        return _failed(UNKNOWN)
+    entry, arguments = found
+    content = entry.content
+    assert isinstance(content, ToolContent)
+    if content.language == "actions":
+        return _play_actions(env, entry, content.code, arguments, steps_left)
+    for language in LANGUAGES:
+        if content.language == language:
+            return _execute(env, entry, content, language, arguments, sandbox)
+    return _failed(UNSUPPORTED, entry)
