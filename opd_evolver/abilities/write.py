@@ -1,7 +1,8 @@
 """Write: one reflection on (x, tau, R, S): new entries per level, or none.
 
 Student prompt `write mem <S> task <task> | <reply> got <observation> | … | win`; reply
-`tip late 4 | tip held 7` or `none`. Writing nothing is neutral. The harness adds name (scope)
+`tip late 4 | skill audit : fee ; net ; tax`, `tool report : select fee from $1 ; …`, `traj` (the harness adds the
+episode's task and steps) or `none`. Writing nothing is neutral. The harness adds name (scope)
 and round to what is returned.
 Hindsight: the *future* value of what was written, `hint tip late 4 up | tip held 7 down`.
 Paper: fast loop step 4 and the write view of the slow loop.
@@ -27,6 +28,10 @@ from opd_evolver.records import (
     TrajectoryStep,
     TurnRecord,
 )
+
+
+# A tool's code: actions of the environment joined by ` ; `, with `$1` for the first argument of a call.
+ACTIONS = "actions"
 
 
 class Written(NamedTuple):
@@ -126,14 +131,21 @@ def _content(
         cut = rest.index(":", 1)
         name, body = " ".join(rest[:cut]), " ".join(rest[cut + 1 :])
         if kind == "tool":
-            return ToolContent(name=name, language="terse", code=body)
+            return ToolContent(name=name, language=ACTIONS, code=body)
         return SkillContent(description=name, steps=tuple(step.strip() for step in body.split(";") if step.strip()))
     if kind == "traj" and not rest and turns:
         steps = tuple(
-            TrajectoryStep(observation=t.observation, action=t.action, result=t.result, reward=t.reward) for t in turns
+            TrajectoryStep(observation=t.observation, action=t.action, result=t.result, reward=t.reward)
+            for t in _kept(turns)
         )
         outcome: Literal["success", "partial", "failure"] = "partial" if episode_return > 0 else "failure"
         return TrajectoryContent(
             task=task_text, steps=steps, outcome="success" if success else outcome, episode_return=episode_return
         )
     return None
+
+
+def _kept(turns: Sequence[TurnRecord]) -> Sequence[TurnRecord]:
+    """What a trajectory keeps of its turns: where several were rewarded, rewards tell which ones led on."""
+    rewarded = [turn for turn in turns if turn.reward > 0]
+    return rewarded if len(rewarded) > 1 else turns

@@ -29,7 +29,7 @@ def embed_text(entry: Entry) -> str:
     content = entry.content
     match content:
         case TrajectoryContent():
-            body = " ".join((content.task, *content.learnings))
+            body = " ".join((_untold(content.task, entry.scope), *content.learnings))
         case TipContent():
             body = f"{content.trigger} {content.text}"
         case SkillContent():
@@ -39,12 +39,17 @@ def embed_text(entry: Entry) -> str:
     return one_line(f"{entry.scope} {body}")
 
 
+def _untold(task: str, scope: str) -> str:
+    """A task's text without the scope that it begins with, which stands before it anyway."""
+    return task.removeprefix(f"{scope} ")
+
+
 def head(entry: Entry) -> str:
     """What names the entry: the level's word (tips have none), its scope and key."""
     content = entry.content
     match content:
         case TrajectoryContent():
-            words = f"traj {entry.scope} {content.task}"
+            words = f"traj {entry.scope} {_untold(content.task, entry.scope)}"
         case TipContent():
             words = f"{entry.scope} {content.trigger}"
         case SkillContent():
