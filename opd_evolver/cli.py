@@ -98,7 +98,12 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     rollback.add_argument("round", type=int)
     undo = _command(actions, "undo", "memory:undo", "return to the lineage before the last rollback")
     reindex = _command(actions, "reindex", "memory:reindex", "rebuild the index from the ledger")
-    for parser in (log, show, search, rollback, undo, reindex):
+    bring = _command(actions, "import", "memory_edit:import_", "bring other people's trajectories (docs/import.md)")
+    bring.add_argument("file", help="one JSON object a line")
+    bring.add_argument("--domain", help="for lines that name none")
+    bring.add_argument("--scope", help="for lines that name none")
+    bring.add_argument("--dry-run", action="store_true", help="read and report only")
+    for parser in (log, show, search, rollback, undo, reindex, bring):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

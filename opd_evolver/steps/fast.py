@@ -12,6 +12,7 @@ from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings, maintain_ba
 from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.lineage import RunPaths
+from opd_evolver.memory import edits
 from opd_evolver.memory.snapshot import restore, write_snapshot
 from opd_evolver.memory.store import Memory
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
@@ -22,12 +23,18 @@ from opd_evolver.steps.progress import report_job
 
 
 def begin(job: Job, out: Path) -> StepResult:
-    """The round's live memory: the champion's snapshot, or empty. What a killed round committed is kept."""
+    """The round's live memory: the champion's snapshot, or empty, and the edits that wait for the round.
+
+    What a killed round committed is kept.
+    """
     live = job.path("live")
     if not live.exists() and "start" in job.inputs:
         restore(job.path("start"), live, job.typed_params().memory)
     with resources.live_memory(job, read_only=False) as memory:
-        return result(job, metrics={"n_entries": len(memory.entries())})
+        waiting = edits.read(job.path("edits")) if "edits" in job.inputs else []
+        begun = any(key.round >= job.round for key in memory.ledger.segment_keys())
+        n_added = 0 if begun else edits.apply(memory, waiting, job.round, job.lineage)
+        return result(job, metrics={"n_entries": len(memory.entries()), "n_edits": len(waiting), "n_added": n_added})
 
 
 def _wave(job: Job) -> Wave:

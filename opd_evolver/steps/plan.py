@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_evolver.lineage import Run, read_json
+from opd_evolver.memory import edits
 from opd_evolver.records import Record
 from opd_evolver.step import Job
 
@@ -51,6 +52,12 @@ def champion(run: Run, round_: int) -> Champion:
     )
 
 
+def next_unbegun(run: Run) -> int:
+    """The first round whose live memory does not exist yet: where an edit by hand still can enter."""
+    round_ = len(run.finished_rounds()) + 1
+    return round_ + 1 if run.paths.live(round_).exists() else round_
+
+
 def refusals(run: Run, round_: int) -> int:
     """Consecutive refusals just before `round_`."""
     count = 0
@@ -87,7 +94,11 @@ def _start(run: Run, round_: int) -> dict[str, Any]:
     inputs = {"policy": champ.policy, "live": _relative(run, run.paths.live(round_))}
     if champ.memory is not None:
         inputs["start"] = champ.memory
-    return {"inputs": inputs, "input_digests": {"policy": champ.policy_digest, "memory": champ.memory_digest}}
+    digests = {"policy": champ.policy_digest, "memory": champ.memory_digest}
+    waiting = edits.file_of(run.paths.run, round_)
+    if (edited := edits.digest(waiting)) is not None:
+        inputs["edits"], digests["edits"] = _relative(run, waiting), edited
+    return {"inputs": inputs, "input_digests": digests}
 
 
 def begin_job(run: Run, round_: int) -> Job:

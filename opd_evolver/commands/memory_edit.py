@@ -1,0 +1,69 @@
+"""`opd memory import FILE`: other people's trajectories for the next round."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from opd_evolver import console, lineage
+from opd_evolver.errors import SetupError
+from opd_evolver.lineage import Run
+from opd_evolver.memory import edits, importer
+from opd_evolver.steps import plan, prepare
+
+N_LISTED = 20
+
+
+def import_(given: argparse.Namespace) -> int:
+    """Put a file's entries among the edits of the next round that has not begun; `--dry-run` only reads."""
+    found = importer.read(Path(given.file), domain=given.domain, scope=given.scope)
+    if not found.proposals and not found.rejected:
+        raise SetupError(f"{given.file} holds no line", "one JSON object a line", "docs/import.md has the format")
+    round_ = None if given.dry_run else _wait(given, found)
+    levels = Counter(proposal.content.level for proposal in found.proposals)
+    tree = {
+        "file": given.file,
+        "dry_run": given.dry_run,
+        "round": round_,
+        "accepted": len(found.proposals),
+        "repeated": found.repeated,
+        "by_level": dict(sorted(levels.items())),
+        "rejected": [one.model_dump() for one in found.rejected],
+    }
+    console.result(tree, _told(found, given, round_), as_json=given.json)
+    return 0 if found.proposals else 2
+
+
+def _wait(given: argparse.Namespace, found: importer.Import) -> int | None:
+    if not found.proposals:
+        return None
+    run = _run(given)
+    round_ = plan.next_unbegun(run)
+    edits.add(
+        edits.file_of(run.paths.run, round_),
+        edits.Edit(kind="import", proposals=found.proposals, reason=Path(given.file).name),
+    )
+    return round_
+
+
+def _run(given: argparse.Namespace) -> Run:
+    """The run, created with the project's parameters when there is none yet."""
+    root = prepare.artifact_root()
+    if lineage.exists(root, given.name):
+        return lineage.open_run(root, given.name)
+    return prepare.open_for_work(root, given.name, preset=None, overrides={})
+
+
+def _told(found: importer.Import, given: argparse.Namespace, round_: int | None) -> str:
+    lines = [f"line {one.line}: rejected: {one.reason}" for one in found.rejected[:N_LISTED]]
+    if len(found.rejected) > N_LISTED:
+        lines.append(f"… and {len(found.rejected) - N_LISTED} more (--json lists all)")
+    counts = f"{len(found.proposals)} accepted, {found.repeated} repeated, {len(found.rejected)} rejected"
+    if given.dry_run:
+        lines.append(f"{counts}; nothing was changed (--dry-run)")
+    elif round_ is None:
+        lines.append(f"{counts}; nothing was changed")
+    else:
+        lines.append(f"{counts}; they enter the memory when round {round_} begins")
+    return "\n".join(lines)
