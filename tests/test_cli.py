@@ -41,6 +41,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "rollback"): ("1", "--name", "done"),
     ("memory", "undo"): ("--name", "done"),
     ("memory", "reindex"): ("--name", "done"),
+    ("memory", "import"): ("IMPORT", "--dry-run", "--name", "done"),
     ("status",): (),
     ("down",): (),
 }
@@ -55,6 +56,10 @@ def test_json_is_one_value_on_stdout(project: Path, opd: Opd, command: tuple[str
     if command == ("memory", "undo"):
         assert opd("memory", "rollback", "1", "--name", "done").code == 0
     known = {"POLICY": str(lineage.open_run(project, "done").params.policy.path), "ENTRY": ""}
+    if "IMPORT" in JSON_COMMANDS[command]:
+        tip = {"level": "tip", "domain": "sql", "scope": "zora", "content": {"trigger": "late", "text": "4"}}
+        (project / "import.jsonl").write_text(json.dumps(tip) + "\n")
+        known["IMPORT"] = "import.jsonl"
     if "ENTRY" in JSON_COMMANDS[command]:
         lines = (project / "versions/done/round-001/memory/entries.jsonl").read_text().splitlines()
         known["ENTRY"] = json.loads(lines[0])["entry_id"]
