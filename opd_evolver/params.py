@@ -99,7 +99,7 @@ class FastParams(Section):
 
 
 class AttributionParams(Section):
-    variant: Literal["paper"] = "paper"
+    variant: Literal["paper", "released", "causal"] = "paper"
     threshold: float = Field(0.01, ge=0)
     alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
 

@@ -226,7 +226,7 @@ class Entry(Record):
     usage_count: int = 0
     success_count: int = 0
     last_used_round: int | None = None
-    status: Literal["live", "retired"] = "live"
+    status: Literal["live", "retired", "erased"] = "live"
     retired_round: int | None = None
     retired_by: str = ""
 
@@ -325,6 +325,8 @@ class MemoryOperation(Record):
 class Attribution(Record):
     """V(m) with its evidence. `value` is None where there is no evidence, never 0.0."""
 
+    schema_version: int = SCHEMA_VERSION
+    variant: str = "paper"
     entry_id: str
     value: float | None
     low: float | None

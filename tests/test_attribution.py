@@ -170,7 +170,7 @@ def test_unknown_candidates_and_levels_are_errors() -> None:
         attribute([], [entry("m")], PARAMS.model_copy(update={"alpha": {"skill": 1.0}}))
     with pytest.raises(SetupError, match="variant"):
         attribute([], [], PARAMS.model_copy(update={"variant": "nonsense"}))
-    assert set(VARIANTS) == {"paper"}
+    assert set(VARIANTS) == {"paper", "released", "causal"}
 
 
 # ── an independent reference ──────────────────────────────────────────────────────────────────

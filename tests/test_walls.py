@@ -214,7 +214,7 @@ def test_what_is_reported_decides_nothing(world: World, tmp_path: Path) -> None:
 # Telemetry, displays and reports; a model's own files; what lies beside examples.jsonl, whose lines carry it.
 NOT_RECORDS = re.compile(
     r"progress\.jsonl|telemetry-.*\.json|HEAD\.jsonl|/reports/"
-    r"|config\.json|tokenizer.*\.json|attributions\.jsonl|outcomes\.jsonl"
+    r"|config\.json|tokenizer.*\.json|outcomes\.jsonl"
 )
 
 

@@ -1,0 +1,88 @@
+"""Outcome-calibrated attribution: V(m), what a memory entry turned out to be worth.
+
+Between the loops: the fast loop's ledger goes in, the slow loop's hindsight comes out. `evidence` turns
+rows into arrays, one of `VARIANTS` values the entries on them, `attribute` does both. docs/attribution.md
+compares the variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opd_evolver.errors import SetupError
+from opd_evolver.memory.attribution.causal import causal
+from opd_evolver.memory.attribution.estimate import Estimate, Estimator
+from opd_evolver.memory.attribution.evidence import Floats, Pairs, creators, evidence
+from opd_evolver.memory.attribution.paper import paper
+from opd_evolver.memory.attribution.released import released
+from opd_evolver.params import AttributionParams
+from opd_evolver.records import Attribution, Entry, LedgerRow
+
+__all__ = ["VARIANTS", "Estimate", "Estimator", "Pairs", "attribute", "creators", "evidence"]
+
+VARIANTS: dict[str, Estimator] = {"paper": paper, "released": released, "causal": causal}
+
+
+def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: AttributionParams) -> dict[str, Attribution]:
+    """V(m) = alpha_level * gamma * A by the variant that `attribution.variant` names.
+
+    gamma = 1 - 1/sqrt(1 + N+). The 95 % interval of A is scaled alike; alpha and gamma are taken as given.
+
+    Args:
+        rows: the ledger, in any order.
+        entries: every entry that a row shows, retired ones included.
+        params: the variant, and alpha per level.
+
+    Returns:
+        One `Attribution` per entry, in the entries' order: `n_selected` is N+, `n_withheld` the other side,
+        both over the contributing groups; `per_group` is the difference in each; `value` is None (never 0.0)
+        without evidence.
+
+    Raises:
+        CorruptionError: a row names an unknown entry; roll back to a snapshot that verifies.
+        SetupError: unknown variant, or no alpha for a level; set `attribution.variant` or `.alpha`.
+
+    Paper: outcome-calibrated attribution.
+    """
+    variant = VARIANTS.get(params.variant)
+    if variant is None:
+        raise SetupError(f"attribution.variant {params.variant}", " | ".join(VARIANTS), "set attribution.variant")
+    alphas = _alphas(entries, params)
+    pairs = evidence(rows, entries)
+    return _records(variant(pairs, len(entries)), pairs.groups, entries, alphas, params.variant)
+
+
+def _records(
+    found: Estimate, groups: Sequence[str], entries: Sequence[Entry], alphas: Floats, variant: str
+) -> dict[str, Attribution]:
+    scale = alphas * (1.0 - 1.0 / np.sqrt(1.0 + found.n_plus))
+    half = found.quantile * scale * found.error
+    per_group: list[dict[str, float]] = [{} for _ in entries]
+    for place, group, delta in zip(found.entry.tolist(), found.group.tolist(), found.delta.tolist(), strict=True):
+        per_group[place][groups[group]] = delta
+    out: dict[str, Attribution] = {}
+    for i, entry in enumerate(entries):
+        value, width = float(scale[i] * found.advantage[i]), float(half[i])
+        seen, bounded = bool(found.n_plus[i]), bool(found.n_plus[i]) and not np.isnan(width)
+        out[entry.entry_id] = Attribution(
+            entry_id=entry.entry_id,
+            value=value if seen else None,
+            low=value - width if bounded else None,
+            high=value + width if bounded else None,
+            advantage=float(found.advantage[i]) if seen else None,
+            n_selected=int(found.n_plus[i]),
+            n_withheld=int(found.n_minus[i]),
+            per_group=per_group[i],
+            variant=variant,
+        )
+    return out
+
+
+def _alphas(entries: Sequence[Entry], params: AttributionParams) -> Floats:
+    """[E] alpha of each entry's level."""
+    missing = sorted({entry.level for entry in entries} - params.alpha.keys())
+    if missing:
+        raise SetupError(f"no alpha for {', '.join(missing)}", "one per level", f"set attribution.alpha.{missing[0]}")
+    return np.array([params.alpha[entry.level] for entry in entries], dtype=np.float64)
