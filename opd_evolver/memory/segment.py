@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.records import (
     SCHEMA_VERSION,
     Entry,
@@ -219,10 +220,13 @@ def migrate(data: bytes, where: Path, previous: str, migrations: Mapping[int, Mi
 
 
 def merge(known: Entry | None, new: Entry) -> Entry:
-    """Equal knowledge becomes one entry: sources united, first round kept, a retired one lives again."""
+    """Equal knowledge becomes one entry: sources united, first round kept, a retired one lives again.
+
+    What was forgotten stays forgotten, even when it is learnt again.
+    """
     if known is None:
         return new
-    return known.model_copy(
+    united = known.model_copy(
         update={
             "source_episodes": tuple(sorted({*known.source_episodes, *new.source_episodes})),
             "parents": tuple(sorted({*known.parents, *new.parents})),
@@ -232,6 +236,7 @@ def merge(known: Entry | None, new: Entry) -> Entry:
             "retired_by": "",
         }
     )
+    return tombstone(united) if "erased" in (known.status, new.status) else united
 
 
 def touched(segment: LedgerSegment) -> list[str]:

@@ -19,7 +19,7 @@ from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.memory.embed import open_embedder
 from opd_evolver.memory.lock import LedgerLock
 from opd_evolver.memory.replay import digest_entries
-from opd_evolver.memory.segment import SegmentHead, decode, head_of
+from opd_evolver.memory.segment import LedgerSegment, SegmentHead, decode, head_of
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.records import LEVELS, SCHEMA_VERSION, Entry, LedgerRow, Record, canonical_json, digest_of
@@ -153,6 +153,12 @@ def _segments(folder: Path) -> Iterator[tuple[bytes, SegmentHead]]:
             lines = []
     if lines:
         raise CorruptionError(f"{path} ends inside a segment", "an end line", MEND)
+
+
+def segments_of(folder: Path) -> Iterator[LedgerSegment]:
+    """A snapshot's ledger segments, in order."""
+    for data, _ in _segments(folder):
+        yield decode(data, folder / LEDGER)
 
 
 def read_entries(folder: Path) -> list[Entry]:

@@ -17,6 +17,7 @@ from opd_evolver.memory.embedded import EmbeddedIndex
 from opd_evolver.memory.ledger import Ledger
 from opd_evolver.memory.replay import LedgerIndex, digest_entries, entry_of, replay
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, fold, touched
+from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.params import MemoryParams
 from opd_evolver.records import (
     LEVELS,
@@ -170,6 +171,7 @@ class Memory:
             self._behind = False
         ids = touched(segment)
         before = {entry.entry_id: entry for entry in self.index.get(ids)}
+        segment = _without_forgotten(segment, before)
         new = {entry.entry_id for entry in segment.entries}
         unknown = [entry_id for entry_id in ids if entry_id not in before and entry_id not in new]
         if unknown:
@@ -223,6 +225,15 @@ class Memory:
             )
         )
         return operation
+
+
+def _without_forgotten(segment: LedgerSegment, before: Mapping[str, Entry]) -> LedgerSegment:
+    """What was erased is not written down again when an episode learns it again."""
+    erased = {entry_id for entry_id, entry in before.items() if entry.status == "erased"}
+    if erased.isdisjoint(one.entry_id for one in segment.entries):
+        return segment
+    kept = tuple(tombstone(one) if one.entry_id in erased else one for one in segment.entries)
+    return segment.model_copy(update={"entries": kept})
 
 
 def reindex(folder: Path, params: MemoryParams | None = None) -> int:
