@@ -14,11 +14,13 @@ from opd_evolver.sandbox import seccomp
 from opd_evolver.sandbox.limits import Language, Limits, Mode
 from opd_evolver.sandbox.tree import CODE, DEVICES, NOBODY, WORK, Tree, tree
 
-# Limits inside bubblewrap, set by the shell that becomes the program; "ready" on a descriptor that it closes.
+# Process 1 inside bubblewrap: sets the limits, says "ready" on a descriptor that it closes, runs the program. It
+# stays, under the limits itself: bubblewrap's own process 1 has none, and the program could make it work for it.
 CONFINE = (
     "ulimit -Hc 0 && ulimit -Sc 0 && ulimit -u {processes} && ulimit -v {memory_kib} && ulimit -t {cpu_s} && "
-    "ulimit -f {file_kib} && ulimit -n {open_files} && echo 1 >&{ready} && exec {ready}>&- && "
-    '{{ echo 1000 > /proc/self/oom_score_adj; }} 2>&- ; exec "$@"'
+    "ulimit -f {file_kib} && ulimit -n {open_files} && ulimit -l 0 && ulimit -i 64 && "
+    "echo 1 >&{ready} && exec {ready}>&- || exit 125; "
+    '{{ echo 1000 > /proc/self/oom_score_adj; }} 2>&- ; "$@" ; exit $?'
 )
 
 
@@ -106,7 +108,8 @@ def _bubblewrap(
     filter_fd = memory_file(seccomp.program())
     handed = [told_w, filter_fd, ready]
     argv = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
-    argv += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]
+    argv += ["--die-with-parent", "--as-pid-1", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    argv += ["--hostname", "sandbox"]
     argv += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--info-fd", str(told_w), "--seccomp", str(filter_fd)]
     for source, target in found.binds:
         argv += ["--ro-bind", source, target]
