@@ -98,12 +98,15 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     rollback.add_argument("round", type=int)
     undo = _command(actions, "undo", "memory:undo", "return to the lineage before the last rollback")
     reindex = _command(actions, "reindex", "memory:reindex", "rebuild the index from the ledger")
+    erase = _command(actions, "erase", "memory_edit:erase", "forget an entry: ledger, index and every snapshot")
+    erase.add_argument("entry_id", help="an id, or enough of its start")
+    erase.add_argument("--reason", required=True, help="kept with the id in runs/NAME/erasures.jsonl")
     bring = _command(actions, "import", "memory_edit:import_", "bring other people's trajectories (docs/import.md)")
     bring.add_argument("file", help="one JSON object a line")
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring):
+    for parser in (log, show, search, rollback, undo, reindex, bring, erase):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

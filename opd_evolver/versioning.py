@@ -148,6 +148,42 @@ def _pull(root: Path, target: str, folder: Path, sleep: Callable[[float], None])
         ) from error
 
 
+def drop_cached(
+    root: Path, holds: Callable[[dict[str, Path]], bool], sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Removes folders from DVC's local cache that no pointer of this checkout names and `holds` says yes to.
+
+    Args:
+        root: the project's folder.
+        holds: asked with a cached folder's files, name in the folder → cached object.
+        sleep: waits seconds between tries.
+
+    Returns:
+        Objects removed; 0 outside a DVC project. A remote keeps its copies: `dvc gc --cloud`.
+    """
+    if not is_repo(root):
+        return 0
+    with _lock(root):
+        cache = Path(_dvc(root, ["cache", "dir"], sleep).strip()) / "files" / "md5"
+        pointers = list((root / "versions").glob("**/*.dvc"))
+        named = {str(yaml.safe_load(one.read_text(encoding="utf-8"))["outs"][0]["md5"]) for one in pointers}
+        folders = {path.parent.name + path.name: _cached_files(cache, path) for path in cache.glob("??/*.dir")}
+        needed = {one for name, files in folders.items() if name in named for one in files.values()}
+        n = 0
+        for name, files in folders.items():
+            if name in named or not holds(files):
+                continue
+            for path in {*files.values()} - needed | {cache / name[:2] / name[2:]}:
+                n += path.exists()
+                path.unlink(missing_ok=True)
+    return n
+
+
+def _cached_files(cache: Path, folder: Path) -> dict[str, Path]:
+    listed = json.loads(folder.read_text(encoding="utf-8"))
+    return {one["relpath"]: cache / one["md5"][:2] / one["md5"][2:] for one in listed}
+
+
 # ── stages ────────────────────────────────────────────────────────────────────────────────────
 
 

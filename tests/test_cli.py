@@ -41,6 +41,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "rollback"): ("1", "--name", "done"),
     ("memory", "undo"): ("--name", "done"),
     ("memory", "reindex"): ("--name", "done"),
+    ("memory", "erase"): ("ENTRY", "--reason", "test", "--name", "done"),
     ("memory", "import"): ("IMPORT", "--dry-run", "--name", "done"),
     ("status",): (),
     ("down",): (),

@@ -1,4 +1,4 @@
-"""`opd memory import FILE`: other people's trajectories for the next round."""
+"""`opd memory import FILE` and `opd memory erase ID`: what a user brings in, and what must be forgotten."""
 
 from __future__ import annotations
 
@@ -67,3 +67,25 @@ def _told(found: importer.Import, given: argparse.Namespace, round_: int | None)
     else:
         lines.append(f"{counts}; they enter the memory when round {round_} begins")
     return "\n".join(lines)
+
+
+def erase(given: argparse.Namespace) -> int:
+    """Remove an entry's text from index, ledger and all snapshots of a run, leaving a tombstone."""
+    from opd_evolver.steps import forget
+
+    if not given.reason.strip():
+        raise SetupError("no reason", "a few words, kept with the id", "--reason 'asked for by …'")
+    done = forget.forget(prepare.artifact_root(), given.name, given.entry_id, given.reason)
+    lines = [f"{place}: new digest {digest[:12]}" for place, digest in sorted(done.rewritten.items())]
+    lines.append(
+        f"{done.entry_id} is forgotten: {len(done.rewritten)} snapshots, {done.live} live memories and "
+        f"{done.edits} waiting edits rewritten, {done.cached} cached objects removed"
+    )
+    if done.same:
+        lines.append(f"other entries that say it or come from its episodes: {', '.join(done.same)}")
+    lines.append(
+        f"not reached: policies trained in round {max(1, done.first_round)} or later (opd memory rollback goes back), "
+        "DVC remotes (dvc gc --cloud), and copies made elsewhere"
+    )
+    console.result(done.model_dump(mode="json"), "\n".join(lines), as_json=given.json)
+    return 0
