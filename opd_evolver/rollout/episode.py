@@ -143,7 +143,8 @@ def _act(
         reply = yield from calls.ask("act", len(turns), act.prompt(first, history), settings.act_sampling)
         action, parsed = act.parse(reply.text)
         if parsed and tools.is_call(action):
-            called = tools.call(action, env, injected, steps_left=settings.max_steps - n_steps, sandbox=sandbox)
+            left = settings.max_steps - n_steps
+            called = tools.call(action, env, injected, steps_left=left, sandbox=sandbox, scope=rollout.task.scope)
         else:
             called = tools.Called(env.step(action))
         step = called.step

@@ -49,17 +49,21 @@ def is_call(action: str) -> bool:
     return action.split(maxsplit=1)[:1] == [CALL]
 
 
-def find(action: str, injected: Sequence[Entry]) -> tuple[Entry, tuple[str, ...]] | None:
-    """The called tool and its arguments. The longest name wins, then the newest entry, then the first injected."""
+def find(action: str, injected: Sequence[Entry], scope: str = "") -> tuple[Entry, tuple[str, ...]] | None:
+    """The called tool and its arguments.
+
+    The longest name wins, then an entry of the task's scope, then the newest, then the first injected.
+    """
     words = action.split()[1:]
-    best: tuple[int, int, Entry] | None = None
+    best: tuple[int, bool, int, Entry] | None = None
     for entry in injected:
         if isinstance(entry.content, ToolContent):
             name = one_line(entry.content.name).split()
             fits = bool(name) and words[: len(name)] == name
-            if fits and (best is None or (len(name), entry.created_round) > best[:2]):
-                best = (len(name), entry.created_round, entry)
-    return None if best is None else (best[2], tuple(words[best[0] :]))
+            rank = (len(name), entry.scope == scope, entry.created_round)
+            if fits and (best is None or rank > best[:3]):
+                best = (*rank, entry)
+    return None if best is None else (best[3], tuple(words[best[0] :]))
 
 
 def actions_of(code: str) -> tuple[str, ...]:
@@ -126,7 +130,13 @@ def _execute(
 
 
 def call(
-    action: str, env: Environment, injected: Sequence[Entry], *, steps_left: int, sandbox: SandboxSource
+    action: str,
+    env: Environment,
+    injected: Sequence[Entry],
+    *,
+    steps_left: int,
+    sandbox: SandboxSource,
+    scope: str = "",
 ) -> Called:
     """Play a call.
 
@@ -136,11 +146,12 @@ def call(
         injected: the entries the policy was shown; no other tool can be called.
         steps_left: environment steps left of the budget; more actions are not played.
         sandbox: gives the machine's sandbox, or None without isolation; asked only when code is to run.
+        scope: the task's: of tools with the same name its own is meant.
 
     Raises:
         OutageError: the environment's engine or the sandbox is down.
     """
-    found = find(action, injected)
+    found = find(action, injected, scope)
     if found is None:
         return _failed(UNKNOWN)
     entry, arguments = found
