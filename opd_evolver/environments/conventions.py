@@ -228,7 +228,11 @@ def task_text(spec: Domain, scope: str, subs: Sequence[Sub]) -> str:
 
 def demo_task(spec: Domain, world: World, rng: np.random.Generator) -> DemoTask:
     """A random task of `world` with its sub-questions spelt out."""
-    subs = random_subs(spec, world, rng)
+    return demo_of(spec, world, random_subs(spec, world, rng))
+
+
+def demo_of(spec: Domain, world: World, subs: Sequence[Sub]) -> DemoTask:
+    """A task of `world` that asks `subs`, with its moves spelt out."""
     moves = [move for sub in subs for move in pr.moves(sub.key, sub.arg, world.facts[sub.key])]
     texts = [spec.asked(world.scope, move) for move in moves] + [""]
     return DemoTask(

@@ -168,7 +168,7 @@ class Sql:
         return cv.demo_task(self.spec, world, rng)
 
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
-        if sub.arg in TABLES:
+        if self.spec.procedure(sub.key):
             return f"select {value} from {sub.arg}"
         return f"select {OPS[sub.arg]} from jobs where state = {value}"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from opd_evolver.durable import new_folder, write_text
 from opd_evolver.errors import OpdError
+from opd_evolver.records import LEVELS
 from opd_evolver.seed.settings import SeedSettings
 
 CARD = Path(__file__).with_name("card.md")
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=SeedSettings().steps)
     parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=SeedSettings().levels, help="of the families")
     parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--keep", action="store_true", help="also save the policy of every state, under --work")
@@ -72,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from opd_evolver.seed.train import train
 
     quiet()
-    settings = SeedSettings(seed=given.seed, steps=given.steps, drill_steps=given.drill_steps)
+    settings = SeedSettings(
+        seed=given.seed, steps=given.steps, drill_steps=given.drill_steps, levels=tuple(given.levels)
+    )
 
     def keep(model: Any, tokenizer: Any, step: int) -> None:
         save(model, tokenizer, given.work / f"step-{step:05d}")

@@ -8,13 +8,33 @@ import numpy as np
 
 from opd_evolver.abilities.dialect import segment, user
 from opd_evolver.environments import conventions as cv
-from opd_evolver.seed.facts import Conversation, Noted, Reply, any_round, chance, near_name, pick, recited
+from opd_evolver.environments.procedures import word_at
+from opd_evolver.records import Entry
+from opd_evolver.seed.facts import (
+    Conversation,
+    Noted,
+    Reply,
+    any_key,
+    any_round,
+    chance,
+    entry_of,
+    near_name,
+    pick,
+    recited,
+    shown,
+    shuffled,
+)
+from opd_evolver.seed.replies import Belief, followed
 
 KINDS = ("copy", "pairs", "facts", "handles")
+# Share of drills over orders of moves, where the domain has such families.
+P_ORDERS = 0.25
 
 
 def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
     """One drill of a random kind over the words of a domain."""
+    if domain.spec.levels != cv.TIPS_ONLY and chance(P_ORDERS, rng):
+        return _orders(domain, rng)
     kind = KINDS[int(rng.integers(len(KINDS)))]
     if kind == "copy":
         text = " ".join(_copied(domain, rng))
@@ -33,6 +53,37 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
             f"act mem {' | '.join(map(recited, facts))} task {asked}", " ".join(recited(facts[i]) for i in order)
         )
     return _handles(domain, facts, order, rng)
+
+
+def _orders(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
+    """Entries of all levels; asked for moves of some of them: `zora audit s2`, said with what is recited before."""
+    spec, scope = domain.spec, pick(cv.names("seed"), rng)
+    rows: list[tuple[str, str]] = []
+    listed: list[Entry] = []
+    for _ in range(_n(rng, 2, 4)):
+        key = any_key(domain, rng, [spec.keys[0]])
+        fact = Noted(scope, key, any_round(rng), pick(domain.values(key), rng))
+        entry = entry_of(domain, fact, rng)
+        belief = Belief(fact.marker, fact.value, entry, hinted=True)
+        if any(asked.split()[:2] == [scope, key] for asked, _ in rows):
+            continue
+        listed.append(entry)
+        world = cv.World(spec.name, scope, "", {key: fact.value})
+        for move in cv.demo_of(spec, world, [cv.Sub(key, pick(spec.args_of(key), rng))]).subs:
+            rows.append((f"{scope} {key}" + f" s{move.stage}" * bool(move.stage), _begun(domain, belief, scope, move)))
+        scope = near_name(scope, rng) if chance(0.4, rng) else scope
+    order = _some(len(rows), rng)[:3]
+    memory = " | ".join(shown(entry) for entry in shuffled(listed, rng))
+    asked = " then ".join(rows[i][0] for i in order)
+    return _asked(f"act mem {memory} task {asked}", " ".join(rows[i][1] for i in order))
+
+
+def _begun(domain: cv.Procedural, belief: Belief, scope: str, move: cv.DemoSub) -> str:
+    """A reply up to the word that was to be found: the argument is not told."""
+    if move.stage == 0:
+        return f"{scope} {move.key} {belief.marker} {belief.value}"
+    reply, word = followed(domain, belief, scope, move), word_at(belief.value, move.stage)
+    return reply[: reply.rindex(f" {word} ") + len(word) + 1]
 
 
 def _handles(

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from opd_evolver.abilities import act
+from opd_evolver.environments import contents
 from opd_evolver.environments import conventions as cv
+from opd_evolver.environments.procedures import JOINT, words_of
 from opd_evolver.memory.levels import render
 from opd_evolver.records import (
     Content,
@@ -28,6 +30,9 @@ MAX_ROUND = 15
 ENTRY_TOKEN_BUDGET = 64
 # One distractor in so many is an entry of another level, which the seed policy learns to leave alone.
 P_OTHER_LEVEL = 0.06
+# Beyond tips: share of tips among keys at random, and the shares of the procedures among the rest.
+P_TIP_KEY = 0.45
+SHARES = (0.52, 0.33, 0.15)
 
 
 class Noted(NamedTuple):
@@ -95,6 +100,16 @@ def near_name(scope: str, rng: np.random.Generator) -> str:
     return other(by_first[first] if chance(0.5, rng) else by_second[second], [scope], rng)
 
 
+def any_key(domain: cv.Procedural, rng: np.random.Generator, without: Sequence[str] = ()) -> str:
+    """Any key that is not in `without`; beyond tips, short entries come more often than long ones."""
+    spec = domain.spec
+    if spec.levels != cv.TIPS_ONLY and not chance(P_TIP_KEY, rng):
+        place = int(np.searchsorted(np.cumsum(SHARES), rng.random()))
+        keys = spec.procedures[min(place, len(spec.procedures) - 1)].keys
+        return other(keys, without, rng)
+    return other(spec.keys, without, rng)
+
+
 def distractor(
     domain: cv.Procedural, scope: str, needed: Sequence[str], rng: np.random.Generator, *, same: float
 ) -> Noted:
@@ -107,16 +122,17 @@ def distractor(
         rng: the sample's generator.
         same: share of distractors of the same scope (a scope filter leaves only these).
     """
-    keys = domain.spec.keys
     kind = rng.random()
     if kind < same:
-        name, key = scope, other(keys, needed, rng)
+        home = domain.spec.procedure(needed[0]) if needed else None
+        home = home if home and chance(0.25 if home.level == "trajectory" else 0.6, rng) else None
+        name, key = scope, other(home.keys, needed, rng) if home else any_key(domain, rng, needed)
     elif kind < same + (1 - same) * 0.4:
-        name, key = near_name(scope, rng), pick(needed, rng) if needed else pick(keys, rng)
+        name, key = near_name(scope, rng), pick(needed, rng) if needed else any_key(domain, rng)
     elif kind < same + (1 - same) * 0.7:
-        name, key = other(cv.names("seed"), [scope], rng), pick(needed, rng) if needed else pick(keys, rng)
+        name, key = other(cv.names("seed"), [scope], rng), pick(needed, rng) if needed else any_key(domain, rng)
     else:
-        name, key = other(cv.names("seed"), [scope], rng), pick(keys, rng)
+        name, key = other(cv.names("seed"), [scope], rng), any_key(domain, rng)
     return Noted(name, key, any_round(rng), pick(domain.values(key), rng))
 
 
@@ -128,9 +144,21 @@ def distractors(
     return [distractor(domain, scope, needed, rng, same=same) for _ in range(n)]
 
 
+def wrong_value(domain: cv.Procedural, key: str, value: str, rng: np.random.Generator) -> str:
+    """Another value of `key`; an order begins alike and goes another way at any of its moves."""
+    words = words_of(value)
+    if len(words) == 1:
+        return other(domain.values(key), [value], rng)
+    place = int(rng.integers(len(words)))
+    kept = [*words[:place], other(domain.spec.choices(key), words[: place + 1], rng)]
+    while len(kept) < len(words):
+        kept.append(other(domain.spec.choices(key), kept, rng))
+    return JOINT.join(kept)
+
+
 def stale_of(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> Noted:
     """An older fact of the same key, mostly with another value. `fact.round` must be above 1."""
-    value = fact.value if chance(0.15, rng) else other(domain.values(fact.key), [fact.value], rng)
+    value = fact.value if chance(0.15, rng) else wrong_value(domain, fact.key, fact.value, rng)
     return fact._replace(round=int(rng.integers(1, fact.round)), value=value)
 
 
@@ -138,8 +166,23 @@ def tip(domain: cv.Procedural, fact: Noted) -> Entry:
     return _entry(domain, fact.scope, fact.round, TipContent(trigger=fact.key, text=fact.value))
 
 
+def entry_of(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> Entry:
+    """The entry of the level that carries the fact."""
+    return _entry(domain, fact.scope, fact.round, content_of(domain, fact, rng))
+
+
 def entries(domain: cv.Procedural, facts: Sequence[Noted], rng: np.random.Generator) -> list[Entry]:
-    return [tip(domain, fact) for fact in facts]
+    return [entry_of(domain, fact, rng) for fact in facts]
+
+
+def content_of(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> Content:
+    """As `contents.content_of`; some logs go on with something else, won or not."""
+    if domain.spec.level_of(fact.key) != "trajectory" or not chance(0.25, rng):
+        return contents.content_of(domain, fact.scope, fact.key, fact.value, rng)
+    other_key = any_key(domain, rng, [fact.key])
+    facts = {fact.key: fact.value, other_key: pick(domain.values(other_key), rng)}
+    n_won = len(words_of(fact.value)) if chance(0.3, rng) else None
+    return contents.logged(domain, fact.scope, facts, rng, n_won)
 
 
 def other_level(domain: cv.Procedural, scope: str, rng: np.random.Generator) -> Entry:
@@ -153,7 +196,7 @@ def other_level(domain: cv.Procedural, scope: str, rng: np.random.Generator) -> 
     if kind == 0:
         content = SkillContent(description=f"{sub.key} {sub.arg}", steps=(action,))
     elif kind == 1:
-        content = ToolContent(name=sub.key, language="terse", code=action)
+        content = ToolContent(name=sub.key, language="actions", code=action)
     else:
         step = TrajectoryStep(
             observation="", action=action, result=domain.observation(sub, True, True, rng), reward=1.0
@@ -177,11 +220,6 @@ def shuffled(items: Sequence[Entry], rng: np.random.Generator) -> list[Entry]:
 
 def turn(action: str, result: str) -> TurnRecord:
     return TurnRecord(observation="", action=action, result=result, reward=0.0)
-
-
-def said(marker: str, domain: cv.Procedural, scope: str, sub: cv.DemoSub, value: str) -> str:
-    """An act reply: recite, then act."""
-    return f"{scope} {sub.key} {marker} {value} do {domain.action(sub, value)}"
 
 
 # What engines answer to actions they cannot run; the policy must take the next attempt as if nothing was learnt.

@@ -9,7 +9,8 @@ import numpy as np
 
 from opd_evolver.abilities import select
 from opd_evolver.environments import conventions as cv
-from opd_evolver.records import Attribution, Entry, TipContent
+from opd_evolver.memory.levels import n_words
+from opd_evolver.records import Attribution, Entry, SkillContent, TipContent, ToolContent, TrajectoryContent
 from opd_evolver.seed.facts import (
     ENTRY_TOKEN_BUDGET,
     P_OTHER_LEVEL,
@@ -21,12 +22,17 @@ from opd_evolver.seed.facts import (
     distractors,
     entries,
     other_level,
+    shown,
     shuffled,
     stale_of,
 )
 
-P_HINDSIGHT, P_PRESENT, P_STALE, P_CORRUPTED = 0.18, 0.65, 0.25, 0.15
+P_HINDSIGHT, P_PRESENT, P_CORRUPTED = 0.18, 0.65, 0.15
+# An older fact beside a present one, and one more, and so on. Which is the newest is the hardest to learn.
+P_STALE = 0.45
 MAX_CANDIDATES = 8
+# Sometimes the list is long, as in runs that retrieve more.
+P_MANY, MANY_CANDIDATES, MANY_WORDS = 0.1, 20, 420
 # Above the threshold of `attribution.threshold`; its size does not show.
 _VALUE = 0.5
 
@@ -55,7 +61,7 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
         marks = _marks(candidates, world.scope, task, rng)
         hint = select.hindsight(candidates, *_attributions(candidates, marks))
     asked = select.prompt(task.text, candidates, token_budget=ENTRY_TOKEN_BUDGET, hindsight=hint)
-    slots = [Slot(world.scope, sub.key, best(candidates, world.scope, sub.key, marks)) for sub in task.subs]
+    slots = [Slot(world.scope, key, best(candidates, world.scope, key, marks)) for key in _keys(task)]
     reply = Reply(" ".join(slot.text for slot in slots))
     if marks and len(slots) > 1 and chance(P_CORRUPTED, rng):
         wrong = slots[0]._replace(place=int(rng.integers(len(candidates))))
@@ -74,12 +80,28 @@ def best(candidates: Sequence[Entry], scope: str, key: str, marks: Mapping[int, 
 
 
 def _answers(entry: Entry, scope: str, key: str) -> bool:
-    return isinstance(entry.content, TipContent) and entry.scope == scope and entry.content.trigger == key
+    return entry.scope == scope and answered_key(entry) == key
+
+
+def answered_key(entry: Entry) -> str:
+    """The key that an entry answers; a log answers the question that it begins with."""
+    match entry.content:
+        case TipContent(trigger=key) | SkillContent(description=key) | ToolContent(name=key):
+            return key
+        case TrajectoryContent(task=text):
+            return text.removeprefix(f"{entry.scope} ").split(" ")[0]
+
+
+def _keys(task: cv.DemoTask) -> list[str]:
+    return list(dict.fromkeys(sub.key for sub in task.subs))
 
 
 def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> list[Entry]:
     n = int(rng.integers(1, MAX_CANDIDATES + 1)) if chance(0.5, rng) else int(rng.integers(5, MAX_CANDIDATES + 1))
-    keys = list(dict.fromkeys(sub.key for sub in task.subs))
+    many = chance(P_MANY, rng)
+    if many:
+        n = int(rng.integers(MAX_CANDIDATES + 1, MANY_CANDIDATES + 1))
+    keys = _keys(task)
     facts: list[Noted] = []
     for key in keys:
         if chance(P_PRESENT, rng):
@@ -91,15 +113,17 @@ def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: 
     others = distractors(domain, world.scope, keys, n - len(facts), rng)
     listed = entries(domain, [*facts, *others], rng)
     for place in range(len(facts), len(listed)):
-        if chance(P_OTHER_LEVEL, rng):
+        if domain.spec.levels == cv.TIPS_ONLY and chance(P_OTHER_LEVEL, rng):
             listed[place] = other_level(domain, world.scope, rng)
+    while many and sum(n_words(shown(entry)) for entry in listed) > MANY_WORDS:
+        listed.pop()
     return shuffled(listed, rng)
 
 
 def _marks(candidates: Sequence[Entry], scope: str, task: cv.DemoTask, rng: np.random.Generator) -> dict[int, str]:
     """`up` and `down` by place; where one answers the task, evidence is likely and mostly for it."""
     marks: dict[int, str] = {}
-    keys = {sub.key for sub in task.subs}
+    keys = set(_keys(task))
     for place, entry in enumerate(candidates):
         answers = any(_answers(entry, scope, key) for key in keys)
         if chance(0.85 if answers else 0.35, rng):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opd_evolver.records import Record
+from opd_evolver.records import Level, Record
 
 
 class SeedSettings(Record):
@@ -12,6 +12,7 @@ class SeedSettings(Record):
         seed: of the initial weights and of all data.
         steps: optimiser steps in all.
         drill_steps: steps at the beginning on the drill alone.
+        levels: home levels of the families; the committed weights know tips only.
         shards: parts of a batch; gradients are added in their order. Workers share the shards out.
         shard_sequences: conversations in one shard of a batch.
         microbatches: groups of similar length that a shard is padded in.
@@ -21,10 +22,11 @@ class SeedSettings(Record):
     steps: int = 2000
     drill_steps: int = 200
     domains: tuple[str, ...] = ("sql", "apps")
+    levels: tuple[Level, ...] = ("tip",)
     drill_share: float = 0.2
     shards: int = 2
     shard_sequences: int = 64
-    microbatches: int = 2
+    microbatches: int = 4
     muon_rate: float = 5e-3
     adam_rate: float = 4e-3
     weight_decay: float = 0.05

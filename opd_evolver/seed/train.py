@@ -55,7 +55,7 @@ def domains_of(settings: SeedSettings) -> tuple[cv.Procedural, ...]:
     """
     found = []
     for name in settings.domains:
-        domain = registry.load(name)
+        domain = registry.load(name, settings.levels)
         if not isinstance(domain, cv.Procedural):
             raise SetupError(f"domain {name}", "a procedural domain (demo, action, observation, words)", "leave it out")
         found.append(domain)

@@ -8,7 +8,9 @@ import numpy as np
 
 from opd_evolver.abilities import write
 from opd_evolver.environments import conventions as cv
-from opd_evolver.records import Attribution, Entry, Message, TipContent, TurnRecord
+from opd_evolver.environments.procedures import word_at
+from opd_evolver.records import Attribution, Entry, Message, TurnRecord
+from opd_evolver.seed.course import Course, follows
 from opd_evolver.seed.facts import (
     ENTRY_TOKEN_BUDGET,
     ERRORS,
@@ -16,22 +18,27 @@ from opd_evolver.seed.facts import (
     Conversation,
     Noted,
     Reply,
+    any_key,
     any_round,
     chance,
+    content_of,
     distractors,
-    other,
+    entries,
+    entry_of,
     other_level,
     parsed_action,
     pick,
-    said,
     shuffled,
-    tip,
     turn,
+    wrong_value,
 )
+from opd_evolver.seed.replies import Belief, calls, followed, said
 
 P_HINDSIGHT, P_CORRUPTED, P_ERROR, P_EVIDENCE, P_UP = 0.2, 0.12, 0.04, 0.85, 0.55
-# How a sub-question goes: known and right, known and wrong, guessed at once, at the second attempt, never.
-COURSES = (0.24, 0.06, 0.24, 0.28, 0.18)
+# What memory held of a key; and how often a guess is right: at the first attempt, at the second one.
+P_KNOWN, P_MISTAKEN = 0.24, 0.06
+P_TIP, P_TIP_SECOND = 0.35, 0.6
+P_MOVE, P_SECOND = 0.5, 0.85
 _VALUE = 0.5
 
 
@@ -40,10 +47,10 @@ class Played(NamedTuple):
 
     turns: tuple[TurnRecord, ...]
     replies: tuple[str, ...]
-    known: tuple[Noted, ...]
-    revealed: tuple[tuple[str, str], ...]
-    solved: int
-    n_subs: int
+    known: tuple[tuple[Noted, Entry], ...]
+    revealed: tuple[Noted, ...]
+    episode_return: float
+    success: bool
 
 
 def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
@@ -52,113 +59,141 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
     task = domain.demo(world, rng)
     played = _play(domain, world, task, rng)
     memories = _memories(domain, world, task, played, rng)
-    wanted = list(played.revealed)
+    wanted = [_form(domain, fact, rng) for fact in played.revealed]
     hint, begun = None, ""
     if chance(P_HINDSIGHT, rng):
         written, marks = _judged(domain, played, rng)
         hint = write.hindsight(written, *_attributions(written, marks))
-        downs = {_fact(entry) for entry, mark in zip(written, marks, strict=True) if mark == "down"}
-        ups = [_fact(entry) for entry, mark in zip(written, marks, strict=True) if mark == "up"]
-        wanted = [fact for fact in wanted if fact not in downs] + [fact for fact in ups if fact not in wanted]
+        forms = [write.written_form(entry.content) for entry in written]
+        downs = {form for form, mark in zip(forms, marks, strict=True) if mark == "down"}
+        ups = [form for form, mark in zip(forms, marks, strict=True) if mark == "up"]
+        wanted = [form for form in wanted if form not in downs] + [form for form in ups if form not in wanted]
         if downs and chance(P_CORRUPTED, rng):
-            begun = _text(sorted(downs)[:1])
+            begun = sorted(downs)[0]
     message = _message(task.text, played, memories, hint)
-    text = _text(wanted)
+    text = " | ".join(wanted) or "none"
     if begun:
         full = f"{begun} | {text}" if wanted else begun
         return Conversation("write", ((message, Reply(full, n_masked_words=len(begun.split()))),))
     return Conversation("write", ((message, Reply(text)),))
 
 
+def _form(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> str:
+    return write.written_form(content_of(domain, fact, rng))
+
+
 def _message(task_text: str, played: Played, memories: list[Entry], hint: object) -> Message:
-    success = played.solved == played.n_subs
     return write.prompt(
         task_text,
         played.turns,
         played.replies,
         memories,
-        episode_return=played.solved / played.n_subs,
-        success=success,
+        episode_return=played.episode_return,
+        success=played.success,
         token_budget=ENTRY_TOKEN_BUDGET,
         hindsight=hint,  # type: ignore[arg-type]
     ).messages[0]
 
 
-def _text(facts: list[tuple[str, str]]) -> str:
-    return " | ".join(write.written_form(TipContent(trigger=key, text=value)) for key, value in facts) or "none"
-
-
-def _fact(entry: Entry) -> tuple[str, str]:
-    content = entry.content
-    return (content.trigger, content.text) if isinstance(content, TipContent) else ("", "")
-
-
 def _play(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> Played:
+    """Each key is known and right, known and wrong, or unknown; guesses are right at once, later or never."""
     turns: list[TurnRecord] = []
     replies: list[str] = []
-    known: list[Noted] = []
-    revealed: list[tuple[str, str]] = []
-    solved = 0
+    beliefs: dict[str, Belief | None] = {}
+    known: list[tuple[Noted, Entry]] = []
+    guessed: dict[str, None] = {}
+    called: set[str] = set()
+    course = Course(domain, task, lambda move, word: word == word_at(world.facts[move.key], move.stage), rng)
+    n_won = 0
 
-    def attempt(sub: cv.DemoSub, marker: str, value: str, right: bool) -> None:
-        reply = said(marker, domain, world.scope, sub, value)
-        result = domain.observation(sub, right, not sub.next_text, rng)
-        if not right and chance(P_ERROR, rng):
+    while not course.over:
+        move = course.move
+        if move.key not in beliefs:
+            fact = _remembered(domain, world, move.key, rng)
+            beliefs[move.key] = None
+            if fact is not None:
+                entry = entry_of(domain, fact, rng)
+                known.append((fact, entry))
+                beliefs[move.key] = Belief(fact.marker, fact.value, entry)
+        belief = beliefs[move.key]
+        place = course.place
+        if belief is not None and calls(domain, belief, move) and move.key not in called:
+            called.add(move.key)
+            reply, result = followed(domain, belief, world.scope, move), course.run(belief)
+        elif belief is not None and move.key not in called and follows(belief, course):
+            reply = followed(domain, belief, world.scope, move)
+            result = course.attempt(word_at(belief.value, move.stage))
+        else:
+            word = _guess(world, course, rng)
+            reply, result = said("guess", domain, world.scope, move, word), course.attempt(word)
+            if course.place > place:
+                guessed[move.key] = None
+        if course.place == place and chance(P_ERROR, rng):
             words = reply.split()
-            reply, result = " ".join(words[: int(rng.integers(1, len(words)))]), pick(ERRORS, rng)
+            again = "" if course.over or not move.again else f" next {move.again}"
+            reply, result = " ".join(words[: int(rng.integers(1, len(words)))]), pick(ERRORS, rng) + again
+        n_won = course.place
         turns.append(turn(parsed_action(reply), result))
         replies.append(reply)
+    solved = {move.key for move in task.subs[:n_won]} - {move.key for move in task.subs[n_won:]}
+    revealed = [
+        Noted(world.scope, key, 0, world.facts[key])
+        for key in guessed
+        if key in solved and key not in called and _noted(domain, key, task)
+    ]
+    share = n_won / len(task.subs)
+    return Played(tuple(turns), tuple(replies), tuple(known), tuple(revealed), share, n_won == len(task.subs))
 
-    for sub in task.subs:
-        value = world.facts[sub.key]
-        wrong = other(domain.values(sub.key), [value], rng)
-        course = int(np.searchsorted(np.cumsum(COURSES), rng.random()))
-        fact = Noted(world.scope, sub.key, any_round(rng), value if course == 0 else wrong)
-        if course <= 1:
-            known.append(fact)
-        if course == 0:
-            attempt(sub, fact.marker, value, True)
-        else:
-            if course != 2:
-                attempt(sub, fact.marker if course == 1 else "guess", wrong, False)
-            right = course == 2 or (course == 1 and chance(0.5, rng)) or course == 3
-            attempt(sub, "guess", value if right else other(domain.values(sub.key), [wrong, value], rng), right)
-            if not right:
-                break
-            revealed.append((sub.key, value))
-        solved += 1
-    return Played(tuple(turns), tuple(replies), tuple(known), tuple(revealed), solved, len(task.subs))
+
+def _noted(domain: cv.Procedural, key: str, task: cv.DemoTask) -> bool:
+    """A log serves the question that it begins with; anything else is noted wherever it came."""
+    return domain.spec.level_of(key) != "trajectory" or task.subs[0].key == key
+
+
+def _remembered(domain: cv.Procedural, world: cv.World, key: str, rng: np.random.Generator) -> Noted | None:
+    kind = rng.random()
+    if kind < P_KNOWN:
+        return Noted(world.scope, key, any_round(rng), world.facts[key])
+    if kind < P_KNOWN + P_MISTAKEN:
+        return Noted(world.scope, key, any_round(rng), wrong_value(domain, key, world.facts[key], rng))
+    return None
+
+
+def _guess(world: cv.World, course: Course, rng: np.random.Generator) -> str:
+    move = course.move
+    right = word_at(world.facts[move.key], move.stage)
+    first, second = (P_MOVE, P_SECOND) if move.stage else (P_TIP, P_TIP_SECOND)
+    wrong = [word for word in course.choices if word != right and not course.known_wrong(word)]
+    return right if not wrong or chance(second if course.refused else first, rng) else pick(wrong, rng)
 
 
 def _memories(
     domain: cv.Procedural, world: cv.World, task: cv.DemoTask, played: Played, rng: np.random.Generator
 ) -> list[Entry]:
     """The selection of the episode: what was recited from memory, and sometimes more."""
-    listed = [tip(domain, fact) for fact in played.known]
+    listed = [entry for _, entry in played.known]
     if listed or chance(0.35, rng):
-        keys = [sub.key for sub in task.subs]
+        keys = list(dict.fromkeys(sub.key for sub in task.subs))
         n = int(rng.integers(0, 4))
-        listed += [tip(domain, fact) for fact in distractors(domain, world.scope, keys, n, rng)]
-        if chance(P_OTHER_LEVEL, rng):
+        listed += entries(domain, distractors(domain, world.scope, keys, n, rng), rng)
+        if domain.spec.levels == cv.TIPS_ONLY and chance(P_OTHER_LEVEL, rng):
             listed.append(other_level(domain, world.scope, rng))
     return shuffled(listed, rng)
 
 
 def _judged(domain: cv.Procedural, played: Played, rng: np.random.Generator) -> tuple[list[Entry], list[str]]:
     """What an episode wrote, mostly what it revealed, and the verdicts on it (empty: no evidence)."""
-    written = [Noted("", key, 0, value) for key, value in played.revealed]
-    written += [fact for fact in played.known if chance(0.15, rng)]
+    written = list(played.revealed)
+    written += [fact for fact, _ in played.known if chance(0.15, rng)]
     if chance(0.1, rng):
-        key = pick(domain.spec.keys, rng)
-        written.append(Noted("", key, 0, pick(domain.values(key), rng)))
+        key = any_key(domain, rng)
+        written.append(Noted("seed", key, 0, pick(domain.values(key), rng)))
     marks: list[str] = []
-    revealed = set(played.revealed)
-    for fact in written:
-        sound = (fact.key, fact.value) in revealed
-        mark = "up" if chance(P_UP if sound else 0.3, rng) else "down"
+    for place in range(len(written)):
+        mark = "up" if chance(P_UP if place < len(played.revealed) else 0.3, rng) else "down"
         marks.append(mark if chance(P_EVIDENCE, rng) else "")
     made = [
-        tip(domain, fact).model_copy(update={"entry_id": str(place), "scope": "seed"})
+        entry_of(domain, fact._replace(scope="seed"), rng).model_copy(update={"entry_id": str(place)})
         for place, fact in enumerate(written)
     ]
     return made, marks
