@@ -28,9 +28,9 @@ def causal(pairs: Pairs, n_entries: int) -> Estimate:
     squared normalised inclusion weights of the two sides (1/n where p is constant). s1^2 is the variance of
     kept rollouts within groups; s0^2 that of withheld ones around (kept mean of their group) - A, since
     most groups hold a single one; each takes in one pseudo-rollout of variance 1/4, the most a return in [0, 1]
-    has, lest few equal outcomes look certain. Half a width is Student's t with min(kept, withheld) - 1
-    degrees of freedom; None with a single withheld (or kept) rollout. Effects that differ between groups
-    widen it.
+    has, lest few equal outcomes look certain. Half a width is Student's t with min(kept, withheld) degrees
+    of freedom, the pseudo-rollout being one; None with a single withheld (or kept) rollout. Effects that
+    differ between groups widen it. Inclusion is drawn for each rollout by itself, hence no clustering.
 
     Paper: none. Differs: randomised inclusion is an addition; alpha and gamma are applied as in `paper`.
     """
@@ -57,10 +57,10 @@ def causal(pairs: Pairs, n_entries: int) -> Estimate:
     within_minus = _variance(entry, squares[0::2][both], n_minus - 1.0, n_entries)
     terms = within_plus[entry] * unevenness[1::2][both] + within_minus[entry] * unevenness[0::2][both]
     variance = _ratio(sum_by_entry(entry, share**2 * terms, n_entries), sum_by_entry(entry, share, n_entries) ** 2)
-    freedom = np.minimum(n_plus, n_minus) - 1.0
+    freedom = np.minimum(n_plus, n_minus)
     return Estimate(
         advantage=advantage,
-        error=np.where(freedom > 0, np.sqrt(variance), np.nan),
+        error=np.where(freedom > 1, np.sqrt(variance), np.nan),
         quantile=student(freedom),
         n_plus=n_plus,
         n_minus=n_minus,

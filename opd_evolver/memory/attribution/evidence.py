@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -68,42 +68,21 @@ def creators(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> set[tuple[s
     }
 
 
-class _Index:
-    """Finds (rollout, entry) among the pairs, many at a time."""
+class Choices(NamedTuple):
+    """One element per (rollout, entry that the policy selected there).
 
-    def __init__(self, rollout: Ints, entry: Ints, places: Mapping[str, int]) -> None:
-        self._places, self._width = places, max(len(places), 1)
-        keys = rollout * self._width + entry
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+    Attributes:
+        rollout: [S] place in the rows.
+        names: [S] entry ids.
+        used, withheld: [S] whether it was in the context, and whether randomised inclusion dropped it.
+        propensity: [S] recorded probability of being kept, nan without one.
+    """
 
-    def find(self, rollouts: Ints, names: Sequence[str]) -> tuple[Ints, Bools]:
-        """Places among the pairs, and whether there is one at all."""
-        entry = _places(names, self._places)
-        keys = rollouts * self._width + entry
-        at = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
-        if not len(self._keys):
-            return at, np.zeros(len(names), dtype=np.bool_)
-        return self._order[at], (self._keys[at] == keys) & (entry >= 0)
-
-    def marked(self, lists: Sequence[Iterable[str]]) -> Bools:
-        """[N] whether the pair's entry stands in its rollout's list."""
-        names = list(chain.from_iterable(lists))
-        at, found = self.find(_owners(lists), names)
-        out = np.zeros(len(self._keys), dtype=np.bool_)
-        out[at[found]] = True
-        return out
-
-
-def _places(names: Sequence[str], places: Mapping[str, int]) -> Ints:
-    """[N] place of each name, -1 for an unknown one."""
-    return np.fromiter(map(places.get, names, repeat(-1)), dtype=np.int64, count=len(names))
-
-
-def _owners(lists: Sequence[Iterable[str]]) -> Ints:
-    """[N] which list each element of the joined lists comes from."""
-    lengths = np.array([len(one) for one in lists], dtype=np.int64)  # type: ignore[arg-type]
-    return np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
+    rollout: Ints
+    names: list[str]
+    used: Bools
+    withheld: Bools
+    propensity: Floats
 
 
 def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
@@ -118,6 +97,41 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
     kept = sorted((row for row in rows if not row.select_fallback), key=lambda row: row.rollout_id)
     groups = sorted({row.group for row in kept})
     group_places = {group: place for place, group in enumerate(groups)}
+    group = np.array([group_places[row.group] for row in kept], dtype=np.int64)
+    outcome = np.array([row.episode_return for row in kept], dtype=np.float64)
+    entry, rollout = _candidates(kept, places)
+    order = np.argsort(rollout * len(places) + entry, kind="stable")
+    ordered = (rollout * len(places) + entry)[order]
+
+    def locate(of: Ints, names: Sequence[str]) -> tuple[Ints, Bools]:
+        """Which pair each (rollout, entry id) is, and whether it is one at all."""
+        place = _places(names, places)
+        keys = of * len(places) + place
+        at = np.searchsorted(ordered, keys)
+        known = (at < len(ordered)) & (place >= 0)
+        known[known] = ordered[at[known]] == keys[known]
+        return order[at[known]], known
+
+    choices = _choices(kept)
+    at, known = locate(choices.rollout, choices.names)
+    used, withheld = np.zeros((2, len(entry)), dtype=np.bool_)
+    propensity = np.full(len(entry), np.nan)
+    used[at], withheld[at], propensity[at] = choices.used[known], choices.withheld[known], choices.propensity[known]
+    evident = np.ones(len(entry), dtype=np.bool_)
+    evident[locate(*_made(kept, creators(rows, entries)))[0]] = False
+    return Pairs(
+        entry=entry[evident],
+        group=group[rollout][evident],
+        chosen=used[evident],
+        outcome=outcome[rollout][evident],
+        groups=tuple(groups),
+        withheld=withheld[evident],
+        propensity=propensity[evident],
+    )
+
+
+def _candidates(kept: Sequence[LedgerRow], places: Mapping[str, int]) -> tuple[Ints, Ints]:
+    """[N] entry and rollout of every candidate, each entry once a rollout."""
     shown = [[candidate.entry_id for candidate in row.candidates] for row in kept]
     shown = [names if len(set(names)) == len(names) else list(dict.fromkeys(names)) for names in shown]
     names = list(chain.from_iterable(shown))
@@ -129,45 +143,49 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
             "every candidate among the snapshot's entries, retired ones included",
             MEND,
         )
-    index = _Index(rollout, entry, places)
-    selected = index.marked([row.selected for row in kept])
-    group = np.array([group_places[row.group] for row in kept], dtype=np.int64)
-    outcome = np.array([row.episode_return for row in kept], dtype=np.float64)
-    evident = ~_made_by(kept, creators(rows, entries), index)
-    return Pairs(
-        entry=entry[evident],
-        group=group[rollout][evident],
-        chosen=(selected & index.marked([row.injected for row in kept]))[evident],
-        outcome=outcome[rollout][evident],
-        groups=tuple(groups),
-        withheld=(selected & index.marked([row.withheld for row in kept]))[evident],
-        propensity=np.where(selected, _propensities(kept, index, len(names)), np.nan)[evident],
-    )
+    return entry, rollout
 
 
-def _made_by(kept: Sequence[LedgerRow], created: set[tuple[str, str]], index: _Index) -> Bools:
-    """[N] whether the rollout is one of its entry's creators."""
-    made: dict[str, list[str]] = {}
-    for rollout_id, entry_id in created:
-        made.setdefault(rollout_id, []).append(entry_id)
-    return index.marked([made.get(row.rollout_id, ()) for row in kept])
-
-
-def _propensities(kept: Sequence[LedgerRow], index: _Index, n_pairs: int) -> Floats:
-    """[N] recorded probability of being kept, nan without one."""
-    recorded = [row.propensities for row in kept]
-    names = list(chain.from_iterable(recorded))
-    values = np.fromiter(chain.from_iterable(one.values() for one in recorded), dtype=np.float64, count=len(names))
-    owners = _owners(recorded)
-    wrong = ~((values >= 0.0) & (values <= 1.0))
+def _choices(kept: Sequence[LedgerRow]) -> Choices:
+    """What the policy selected, with what randomised inclusion did to it."""
+    names = list(chain.from_iterable(row.selected for row in kept))
+    used = (map(frozenset(row.injected).__contains__, row.selected) for row in kept)
+    withheld = (map(row.withheld.__contains__, row.selected) for row in kept)
+    chances = (map(row.propensities.get, row.selected, repeat(np.nan)) for row in kept)
+    rollout = _owners([row.selected for row in kept])
+    propensity = np.fromiter(chain.from_iterable(chances), dtype=np.float64, count=len(names))
+    wrong = (propensity < 0.0) | (propensity > 1.0)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise CorruptionError(
-            f"rollout {kept[owners[at]].rollout_id} kept {names[at]} with probability {values[at]}",
+            f"rollout {kept[rollout[at]].rollout_id} kept {names[at]} with probability {propensity[at]}",
             "a probability from 0 to 1",
             MEND,
         )
-    out = np.full(n_pairs, np.nan)
-    at_pair, found = index.find(owners, names)
-    out[at_pair[found]] = values[found]
-    return out
+    return Choices(
+        rollout,
+        names,
+        np.fromiter(chain.from_iterable(used), dtype=np.bool_, count=len(names)),
+        np.fromiter(chain.from_iterable(withheld), dtype=np.bool_, count=len(names)),
+        propensity,
+    )
+
+
+def _made(kept: Sequence[LedgerRow], created: set[tuple[str, str]]) -> tuple[Ints, list[str]]:
+    """[M] rollout and entry id of the creators among the rows."""
+    made: dict[str, list[str]] = {}
+    for rollout_id, entry_id in created:
+        made.setdefault(rollout_id, []).append(entry_id)
+    wrote = [made.get(row.rollout_id, []) for row in kept]
+    return _owners(wrote), list(chain.from_iterable(wrote))
+
+
+def _places(names: Sequence[str], places: Mapping[str, int]) -> Ints:
+    """[N] place of each name, -1 for an unknown one."""
+    return np.fromiter(map(places.get, names, repeat(-1)), dtype=np.int64, count=len(names))
+
+
+def _owners(lists: Sequence[Sequence[str]]) -> Ints:
+    """[N] which list each element of the joined lists comes from."""
+    lengths = np.array([len(one) for one in lists], dtype=np.int64)
+    return np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
