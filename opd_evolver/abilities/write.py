@@ -1,7 +1,8 @@
 """Write: one reflection on (x, tau, R, S): new entries per level, or none.
 
 Student prompt `write mem <S> task <task> | <reply> got <observation> | … | win`; reply
-`tip late 4 | skill audit : fee ; net ; tax`, `tool report : select fee from $1 ; …`, `traj` (the harness adds the
+`tip late 4 | skill audit : fee ; net ; tax`, `tool report : select fee from $1 ; …` (actions of the environment;
+`tool report python : print ( 1 )` is code), `traj` (the harness adds the
 episode's task and steps) or `none`. Writing nothing is neutral. The harness adds name (scope)
 and round to what is returned.
 Hindsight: the *future* value of what was written, `hint tip late 4 up | tip held 7 down`.
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from opd_evolver.abilities.dialect import HINT, SEPARATOR, entries_text, segment, turns_segments, user, verdict
+from opd_evolver.memory.acceptance import ACTIONS, TOOL_LANGUAGES, fault
 from opd_evolver.memory.levels import Count, n_words, one_line
 from opd_evolver.records import (
     Attribution,
@@ -29,9 +31,7 @@ from opd_evolver.records import (
     TurnRecord,
 )
 
-
-# A tool's code: actions of the environment joined by ` ; `, with `$1` for the first argument of a call.
-ACTIONS = "actions"
+CODE_LANGUAGES = tuple(language for language in TOOL_LANGUAGES if language != ACTIONS)
 
 
 class Written(NamedTuple):
@@ -78,7 +78,8 @@ def written_form(content: Content) -> str:
         case SkillContent():
             return one_line(f"skill {content.description} : {' ; '.join(content.steps)}")
         case ToolContent():
-            return one_line(f"tool {content.name} : {content.code}")
+            language = "" if content.language == ACTIONS else f" {content.language}"
+            return one_line(f"tool {content.name}{language} : {content.code}")
         case TrajectoryContent():
             return "traj"
 
@@ -112,8 +113,10 @@ def parse(
         content = _content(words, task_text, turns, episode_return, success)
         if content is None:
             rejected.append(f"unreadable: {' '.join(words)[:80]}")
+        elif found := fault(content):
+            rejected.append(found)
         elif content in contents:
-            rejected.append(f"repeated: {' '.join(words)[:80]}")
+            rejected.append(f"duplicate: {' '.join(words)[:80]}")
         elif len(contents) >= limit:
             rejected.append(f"over the limit of {limit}: {' '.join(words)[:80]}")
         else:
@@ -131,6 +134,9 @@ def _content(
         cut = rest.index(":", 1)
         name, body = " ".join(rest[:cut]), " ".join(rest[cut + 1 :])
         if kind == "tool":
+            named, _, language = name.rpartition(" ")
+            if named and language in CODE_LANGUAGES:
+                return ToolContent(name=named, language=language, code=body)
             return ToolContent(name=name, language=ACTIONS, code=body)
         return SkillContent(description=name, steps=tuple(step.strip() for step in body.split(";") if step.strip()))
     if kind == "traj" and not rest and turns:

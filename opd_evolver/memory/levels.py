@@ -76,6 +76,16 @@ def pieces(content: Content) -> tuple[str, ...]:
             return tuple(one_line(piece) for piece in ((signature,) if described else ()) + (content.code,))
 
 
+def _cut(words: str, numbers: str, token_budget: int, count: Count) -> str:
+    """The head's first words that fit beside its numbers, which stay in any case."""
+    if count(words + numbers) <= token_budget:
+        return words
+    kept = words.split()
+    while kept and count(" ".join([*kept, "…"]) + numbers) > token_budget:
+        kept.pop()
+    return " ".join([*kept, "…"])
+
+
 def render(entry: Entry, *, handle: int | None = None, token_budget: int, count: Count = n_words) -> str:
     """One entry as selector and executor see it: head, handle (selector only), round, then all it says.
 
@@ -85,7 +95,8 @@ def render(entry: Entry, *, handle: int | None = None, token_budget: int, count:
         token_budget: most tokens of the whole text; pieces that do not fit are left out and `…` says so.
         count: tokens of a text.
     """
-    start = head(entry) + (f" h{handle}" if handle is not None else "") + f" r{entry.created_round}"
+    numbers = (f" h{handle}" if handle is not None else "") + f" r{entry.created_round}"
+    start = _cut(head(entry), numbers, token_budget, count) + numbers
     separator = " " if entry.level == "tip" else " : "
     text = start
     for number, piece in enumerate(pieces(entry.content)):

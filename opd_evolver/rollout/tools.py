@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from opd_evolver.console import say
 from opd_evolver.environments.protocol import Environment, Executes
+from opd_evolver.memory.acceptance import ACTIONS, parts_of
 from opd_evolver.memory.levels import one_line
 from opd_evolver.records import Entry, Step, ToolContent
 from opd_evolver.sandbox import LANGUAGES, Language, Outcome, Sandbox, probe
@@ -66,11 +67,6 @@ def find(action: str, injected: Sequence[Entry], scope: str = "") -> tuple[Entry
     return None if best is None else (best[3], tuple(words[best[0] :]))
 
 
-def actions_of(code: str) -> tuple[str, ...]:
-    """The environment actions of a tool, with their placeholders."""
-    return tuple(action for part in re.split(r"(?:^|\s);(?=\s|$)", code) if (action := " ".join(part.split())))
-
-
 def _failed(observation: str, entry: Entry | None = None) -> Called:
     return Called(Step(observation=observation), 1, entry.entry_id if entry else None)
 
@@ -81,7 +77,7 @@ def _play_actions(env: Environment, entry: Entry, code: str, arguments: tuple[st
     if missing := [number for number in wanted if number > len(arguments)]:
         return _failed(f"error missing argument ${min(missing)}", entry)
     reward, n_steps, step = 0.0, 0, Step(observation="error empty tool")
-    for action in actions_of(code)[:steps_left]:
+    for action in [part for part in parts_of(code) if part][:steps_left]:
         step = env.step(PLACEHOLDER.sub(lambda found: arguments[int(found.group(1)) - 1], action))
         reward += step.reward
         n_steps += 1
@@ -157,7 +153,7 @@ def call(
     entry, arguments = found
     content = entry.content
     assert isinstance(content, ToolContent)
-    if content.language == "actions":
+    if content.language == ACTIONS:
         return _play_actions(env, entry, content.code, arguments, steps_left)
     for language in LANGUAGES:
         if content.language == language:
