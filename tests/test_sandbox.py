@@ -1,0 +1,148 @@
+"""What a sandboxed run returns, what it refuses, and which isolation is found. Attacks: test_sandbox_attacks.py."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.sandbox import Isolation, Limits, Sandbox, commands, probe, run, seccomp
+from opd_evolver.sandbox.limits import MODES, Mode
+from opd_evolver.sandbox.probe import try_mode
+from opd_evolver.sandbox.tree import tree
+
+
+@pytest.fixture(scope="module", params=MODES)
+def box(request: pytest.FixtureRequest) -> Sandbox:
+    mode: Mode = request.param
+    found = try_mode(mode)
+    if found.mode is None:
+        pytest.skip(f"no {mode} here: {found.detail}")
+    return Sandbox(mode)
+
+
+def test_the_exit_code_and_both_streams_come_back(box: Sandbox) -> None:
+    outcome = box.run("bash", "echo out; echo err >&2; exit 7")
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (7, "out\n", "err\n")
+    assert outcome.killed_by is None and not outcome.timed_out and not outcome.truncated
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_arguments_arrive_as_they_are(box: Sandbox, language: str) -> None:
+    words = ["", "a b", "-c", "$(id)", "`id`", "*", "ü漢", "'\"", "x;y", "\n", "--"]
+    code = {"python": "import sys; print(*sys.argv[1:], sep='\\0', end='')", "bash": "printf '%s\\0' \"$@\""}[language]
+    said = box.run(language, code, words).stdout  # type: ignore[arg-type]
+    assert said.removesuffix("\0").split("\0") == words
+
+
+def test_files_are_copies_in_the_private_folder(box: Sandbox) -> None:
+    files = {"data.csv": b"1,2\n", "module.py": b"x = 42\n", "odd name": bytes(range(256))}
+    code = (
+        "import module, pathlib; print(module.x, len(open('odd name', 'rb').read()), open('data.csv').read(), end='')"
+    )
+    assert box.run("python", code, files=files).stdout == "42 256 1,2\n"
+    assert box.run("bash", "echo 3 >> data.csv && cat data.csv", files=files).stdout == "1,2\n3\n"
+
+
+def test_a_signal_is_named(box: Sandbox) -> None:
+    outcome = box.run("bash", "kill -SEGV $$")
+    assert (outcome.exit_code, outcome.killed_by) == (139, "SIGSEGV")
+
+
+def test_output_that_is_no_text_is_replaced(box: Sandbox) -> None:
+    assert box.run("bash", "printf 'a\\xff\\xfeb'").stdout == "a\ufffd\ufffdb"
+
+
+def test_two_runs_of_one_program_say_the_same(box: Sandbox) -> None:
+    code = "print(list({str(n) for n in range(30)}), __import__('os').getpid(), __import__('os').uname().nodename)"
+    assert box.run("python", code) == box.run("python", code)
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "tool", "./tool", "a\0b"])
+def test_a_path_that_leaves_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(SetupError, match="sandbox"):
+        Sandbox("namespaces").run("bash", "true", files={name: b""})
+
+
+@pytest.mark.parametrize("fields", [{"code": "x" * 2000}, {"arguments": ["x" * 2000]}, {"files": {"f": b"x" * 2000}}])
+def test_too_much_input_is_refused(fields: dict[str, object]) -> None:
+    small = Sandbox("namespaces", Limits(input_bytes=1000))
+    with pytest.raises(SetupError, match="1000 bytes"):
+        small.run("bash", **{"code": "true", **fields})  # type: ignore[arg-type]
+
+
+def test_a_nul_byte_in_an_argument_is_refused() -> None:
+    with pytest.raises(SetupError, match="NUL"):
+        Sandbox("namespaces").run("bash", "true", ["a\0b"])
+
+
+def test_a_set_up_that_fails_runs_nothing(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
+    if box.mode != "namespaces":
+        pytest.skip("one mode suffices: the tree is the same")
+    whole = tree(as_nobody=False)
+    broken = type(whole)((*whole.binds, ("/nowhere/at/all", "/x")), whole.covers, whole.symlinks, whole.python, None)
+    monkeypatch.setattr(commands, "tree", lambda *, as_nobody: broken)
+    with pytest.raises(OutageError, match=r"could not be set up .*/x"):
+        box.run("bash", "echo ran")
+
+
+def test_nothing_of_users_is_in_the_tree() -> None:
+    for as_nobody in (False, True):
+        found = tree(as_nobody=as_nobody)
+        inside = [target for _, target in found.binds]
+        assert not any(
+            target.startswith(("/root", "/home", "/proc", "/sys", "/var", "/tmp", "/run")) for target in inside
+        )
+        assert not any(source in ("/", "/etc", "/dev", "/usr", "/usr/local") for source, _ in found.binds)
+        hidden = [target for target in found.covers if target.endswith("-packages")]
+        assert found.libraries is None or any(target.startswith(found.libraries) for target in hidden)
+
+
+# ── probe ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_machine_without_isolation_says_so_and_how_to_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object) -> None:
+        raise OutageError("unshare: Operation not permitted")
+
+    monkeypatch.setattr(run.Sandbox, "run", refuse)
+    probe.cache_clear()
+    try:
+        found = probe()
+    finally:
+        probe.cache_clear()
+    assert found.mode is None and found.languages == ()
+    assert "bubblewrap" in found.detail and "Operation not permitted" in found.detail
+    assert found.line().startswith("tools: shown only")
+
+
+def test_a_mode_that_leaks_is_not_taken(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
+    """With a folder of the host in its tree the trial run must notice."""
+    whole = tree(as_nobody=True)
+    open_tree = type(whole)((*whole.binds, ("/var", "/var")), whole.covers, whole.symlinks, whole.python, None)
+    monkeypatch.setattr(commands, "tree", lambda *, as_nobody: open_tree)
+    leaky = try_mode(box.mode)
+    assert leaky.mode is None and "sees /var" in leaky.detail
+
+
+def test_other_systems_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert try_mode("namespaces") == Isolation(mode=None, detail="isolation needs Linux on x86_64 or aarch64")
+
+
+@settings(max_examples=5)
+@given(st.sampled_from(sorted(seccomp.ARCHITECTURES)))
+def test_the_filter_is_a_whole_program(machine: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("platform.machine", lambda: machine)
+        code = seccomp.program()
+    steps = [code[at : at + 8] for at in range(0, len(code), 8)]
+    assert len(code) % 8 == 0 and len(steps) < 4096
+    for at, step in enumerate(steps):
+        kind, yes, no = int.from_bytes(step[:2], sys.byteorder), step[2], step[3]
+        if kind & 7 == 5:
+            assert at + 1 + max(yes, no) < len(steps)  # no jump leaves the program
+    assert int.from_bytes(steps[-1][:2], sys.byteorder) == seccomp.RETURN
