@@ -160,14 +160,14 @@ def compare(world: World, seeds: range, n_draws: int) -> Intervals:
         drawn = draw(world, range(seed, seed + 1))
         found: Estimate = causal(drawn.pairs, world.n_entries)
         again = bootstrap(drawn.pairs, drawn.task, world.n_entries, n_draws, seed)
-        low, high = np.nanquantile(again, (0.025, 0.975), axis=0)
         known = ~np.isnan(found.error)
+        low, high = np.nanquantile(again[:, known], (0.025, 0.975), axis=0)
         for name, quantile in (("student", found.quantile), ("normal", np.full(world.n_entries, Z_95))):
             half = quantile * found.error
             inside[name].append((np.abs(found.advantage - target) <= half)[known])
             widths[name].append(half[known])
-        inside["bootstrap"].append(((low <= target) & (target <= high))[known])
-        widths["bootstrap"].append(((high - low) / 2)[known])
+        inside["bootstrap"].append((low <= target[known]) & (target[known] <= high))
+        widths["bootstrap"].append((high - low) / 2)
     return Intervals(
         **{
             name: (float(np.concatenate(inside[name]).mean()), float(np.median(np.concatenate(widths[name]))))
