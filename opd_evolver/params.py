@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from opd_evolver.errors import SetupError
-from opd_evolver.records import ABILITIES, LEVELS, canonical_json, digest_of
+from opd_evolver.records import ABILITIES, LEVELS, Level, canonical_json, digest_of
 
 PRESETS = ("micro", "laptop", "qwen3-4b-1gpu")
 Positive = Field(gt=0)
@@ -63,7 +63,10 @@ class PolicyParams(Section):
 
 
 class EnvironmentParams(Section):
+    """`levels`: which memory level the families' hidden rules ask for, by turns; beyond tips an order of moves."""
+
     domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
+    levels: tuple[Level, ...] = Field(("tip",), min_length=1)
 
 
 class MemoryParams(Section):

@@ -12,7 +12,7 @@ import finished_run
 
 from opd_evolver import step
 from opd_evolver.environments import registry
-from opd_evolver.records import Split, Step, Task
+from opd_evolver.records import Level, Split, Step, Task
 
 CANARY = "canarygold"
 
@@ -58,7 +58,7 @@ class World:
             self._step = job.step
             return run_step(job)
 
-        def load(name: str) -> Marked:
+        def load(name: str, levels: Sequence[Level] = ()) -> Marked:
             return Marked(name, self.asked[self._step], lost)
 
         with patch.object(step, "run", noting), patch.object(registry, "load", load):

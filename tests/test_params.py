@@ -173,7 +173,7 @@ def test_every_science_parameter_enters_the_digest(key: str) -> None:
     elif isinstance(value, str):
         changed = others.get(key, f"{value}x")
     elif isinstance(value, list):
-        changed = value[:1]
+        changed = value[:1] if len(value) > 1 else [*value, "skill"]
     else:
         changed = value / 2 if isinstance(value, float) else value + 1
     assert merge(Params(), {key: changed}, "test").digest() != Params().digest()

@@ -17,6 +17,7 @@ from opd_evolver.memory.snapshot import restore, write_snapshot
 from opd_evolver.memory.store import Memory
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
+from opd_evolver.rollout.tools import SHOWN_ONLY
 from opd_evolver.step import Job, StepResult, result
 from opd_evolver.steps import resources
 from opd_evolver.steps.progress import report_job
@@ -47,7 +48,7 @@ def _wave(job: Job) -> Wave:
 @contextmanager
 def _runner(job: Job, memory: Memory) -> Iterator[Runner]:
     params = job.typed_params()
-    with EnvironmentPool(registry.load) as pool:
+    with EnvironmentPool(registry.loader(params.environments.levels)) as pool:
         yield Runner(
             resources.policy(job), pool, memory, EpisodeSettings.of(params), outage_retries=params.fast.outage_retries
         )
@@ -119,5 +120,7 @@ def snapshot(job: Job, out: Path) -> StepResult:
             "tokens": sum(row.n_prompt_tokens + row.n_reply_tokens for row in rows),
             "train_success": sum(row.success for row in rows) / max(1, len(rows)),
             "select_fallbacks": sum(row.select_fallback for row in rows) / max(1, len(rows)),
+            "tool_calls": sum(turn.called is not None for row in rows for turn in row.turns),
+            "tools_shown_only": sum(turn.result == SHOWN_ONLY for row in rows for turn in row.turns),
         },
     )

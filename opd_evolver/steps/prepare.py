@@ -47,7 +47,7 @@ def check(wanted: params.Params) -> None:
     from opd_evolver.environments import registry
 
     for domain in wanted.environments.domains:
-        registry.load(domain).close()
+        registry.load(domain, wanted.environments.levels).close()
     if wanted.policy.backend == "local":
         from opd_evolver.policy import weights
 
