@@ -116,7 +116,7 @@ def test_a_machine_without_isolation_says_so_and_how_to_mend_it(monkeypatch: pyt
         probe.cache_clear()
     assert found.mode is None and found.languages == ()
     assert "bubblewrap" in found.detail and "Operation not permitted" in found.detail
-    assert found.line().startswith("tools: shown only")
+    assert "shown only" in found.line()
 
 
 def test_a_mode_that_leaks_is_not_taken(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:

@@ -26,10 +26,11 @@ def up(given: argparse.Namespace) -> int:
 
 
 def status(given: argparse.Namespace) -> int:
-    """Exit 0 when all of it runs, 1 otherwise."""
-    from opd_evolver import stack
+    """Exit 0 when all of it runs, 1 otherwise. Tells too whether saved code can run isolated here."""
+    from opd_evolver import sandbox, stack
 
     tree = stack.status()
+    tree["tools"] = sandbox.probe().line()
     _print(tree, given)
     return 0 if tree.get("running") else 1
 

@@ -51,8 +51,8 @@ class Isolation(Record):
     def line(self) -> str:
         """One line for `opd status`."""
         if self.mode is None:
-            return f"tools: shown only, no isolation on this machine ({self.detail})"
-        return f"tools: {', '.join(self.languages)} run in a sandbox ({self.mode})"
+            return f"python and bash are shown only, no isolation on this machine ({self.detail})"
+        return f"{' and '.join(self.languages)} run in a sandbox ({self.mode})"
 
 
 def _trial(mode: Mode) -> tuple[tuple[Language, ...], str]:

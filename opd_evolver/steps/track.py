@@ -64,7 +64,9 @@ def metrics_of(measured: RoundMeasurement, summary: dict[str, Any]) -> dict[str,
     """Every mean and bound of a round by name, the same names every round."""
     found = flat(columns_json(measured.columns))
     found |= flat({"memories": summary.get("memories", {}), "distil": summary.get("distil", {})})
-    found |= {"tokens": summary.get("tokens"), "train_success": summary.get("fast", {}).get("train_success")}
+    fast = summary.get("fast", {})
+    found |= {"tokens": summary.get("tokens")}
+    found |= {name: fast.get(name) for name in ("train_success", "tool_calls", "tools_shown_only")}
     return {
         key.replace("-", "_").replace(".", "/"): float(value)
         for key, value in found.items()
