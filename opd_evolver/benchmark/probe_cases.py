@@ -12,11 +12,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from opd_evolver.environments.conventions import Procedural, generator
+from opd_evolver.abilities import act
+from opd_evolver.environments.contents import content_of
+from opd_evolver.environments.conventions import DemoSub, Procedural, generator
+from opd_evolver.environments.procedures import words_of
 from opd_evolver.environments.protocol import Conventions, Environment
-from opd_evolver.environments.tasks import subs_of
-from opd_evolver.memory.levels import n_words, render
-from opd_evolver.records import Entry, Fact, Record, Split, Task, TipContent, TurnRecord, uuid5_of
+from opd_evolver.environments.tasks import moves_of
+from opd_evolver.records import Entry, Fact, Record, Split, Task, TurnRecord, uuid5_of
+from opd_evolver.rollout import tools
+from opd_evolver.seed.replies import Belief, followed, said
+from opd_evolver.seed.select_data import answered_key
 
 N_DISTRACTORS = 3
 N_OVERRIDE_DISTRACTORS = 2
@@ -24,6 +29,8 @@ N_CANDIDATES = 8
 LAST_ROUND = 9
 # How many families the distractors come from at most; task i belongs to family i mod families.
 POOL_TASKS = 64
+# Refused guesses before the last word of a fact, by how the episode goes.
+MISSES = {"first": 0, "second": 1, "never": 2}
 Placement = Literal["memory_use", "no_memory", "distractors_only", "override", "drift"]
 
 
@@ -87,19 +94,20 @@ def _shuffled(items: Sequence[Fact], rng: np.random.Generator) -> list[Fact]:
     return [items[place] for place in rng.permutation(len(items))]
 
 
-def tip(task: Task, fact: Fact, created_round: int) -> Entry:
-    """A fact as a memory entry of the tip level."""
+def entry(domain: Probed, task: Task, fact: Fact, created_round: int) -> Entry:
+    """A fact as a memory entry of the level that carries it best."""
+    entry_id = uuid5_of("probe", task.domain, fact.scope, fact.key, fact.value, str(created_round))
     return Entry(
-        entry_id=uuid5_of("probe", task.domain, fact.scope, fact.key, fact.value, str(created_round)),
+        entry_id=entry_id,
         domain=task.domain,
         scope=fact.scope,
-        content=TipContent(trigger=fact.key, text=fact.value),
+        content=content_of(domain, fact.scope, fact.key, fact.value, generator("probe", entry_id)),
         created_round=created_round,
     )
 
 
-def _tips(task: Task, facts: Sequence[Fact], rng: np.random.Generator) -> list[Entry]:
-    return [tip(task, fact, 1 + int(rng.integers(LAST_ROUND))) for fact in facts]
+def _entries(domain: Probed, task: Task, facts: Sequence[Fact], rng: np.random.Generator) -> list[Entry]:
+    return [entry(domain, task, fact, 1 + int(rng.integers(LAST_ROUND))) for fact in facts]
 
 
 def _mixed(entries: Sequence[Entry], rng: np.random.Generator) -> tuple[Entry, ...]:
@@ -127,18 +135,20 @@ def act_case(domain: Probed, neighbours: Neighbours, task: Task, placement: Plac
     if placement == "no_memory":
         return ActCase(task=task, entries=())
     if placement == "distractors_only":
-        return ActCase(
-            task=task, entries=_mixed(_tips(task, neighbours.distractors(domain, task, N_DISTRACTORS, rng), rng), rng)
-        )
+        others = neighbours.distractors(domain, task, N_DISTRACTORS, rng)
+        return ActCase(task=task, entries=_mixed(_entries(domain, task, others, rng), rng))
     if placement == "memory_use":
         others = neighbours.distractors(domain, task, N_DISTRACTORS, rng)
-        return ActCase(task=task, entries=_mixed(_tips(task, [*needed, *others], rng), rng))
-    entries = _tips(task, neighbours.distractors(domain, task, N_OVERRIDE_DISTRACTORS, rng), rng)
+        return ActCase(task=task, entries=_mixed(_entries(domain, task, [*needed, *others], rng), rng))
+    entries = _entries(domain, task, neighbours.distractors(domain, task, N_OVERRIDE_DISTRACTORS, rng), rng)
     for before, now in zip(old, needed, strict=True):
         stale = before.value if placement == "drift" else wrong_value(domain, now, rng)
         round_ = 1 + int(rng.integers(LAST_ROUND - 1))
         later = round_ + 1 + int(rng.integers(LAST_ROUND - round_))
-        entries += [tip(task, now.model_copy(update={"value": stale}), round_), tip(task, now, later)]
+        entries.append(entry(domain, task, now, later))
+        # Of two logs only the first line tells the newer one: to choose is selection's work, not acting's.
+        if domain.spec.level_of(now.key) != "trajectory":
+            entries.append(entry(domain, task, now.model_copy(update={"value": stale}), round_))
     return ActCase(task=task, entries=_mixed(entries, rng))
 
 
@@ -154,20 +164,15 @@ def select_case(domain: Probed, neighbours: Neighbours, task: Task) -> SelectCas
     n_right = int(rng.choice(len(needed) + 1, p=(0.25, 0.75) if len(needed) == 1 else _shares(len(needed))))
     right = _shuffled(needed, rng)[:n_right]
     others = neighbours.distractors(domain, task, N_CANDIDATES - n_right, rng)
-    candidates = _mixed(_tips(task, [*right, *others], rng), rng)
+    candidates = _mixed(_entries(domain, task, [*right, *others], rng), rng)
     wanted = {(fact.scope, fact.key) for fact in right}
-    places = frozenset(place for place, entry in enumerate(candidates) if _named(entry) in wanted)
+    places = frozenset(place for place, one in enumerate(candidates) if (one.scope, answered_key(one)) in wanted)
     return SelectCase(task=task, candidates=candidates, right=places)
 
 
 def _shares(n: int) -> tuple[float, ...]:
     """None right in a fifth of the cases, all in half of them."""
     return (0.2, *((0.3 / (n - 1),) * (n - 1)), 0.5)
-
-
-def _named(entry: Entry) -> tuple[str, str]:
-    content = entry.content
-    return entry.scope, content.trigger if isinstance(content, TipContent) else ""
 
 
 class _Script:
@@ -177,24 +182,57 @@ class _Script:
         self.domain, self.task = domain, task
         self.rng = generator("probe", "write", task.task_id)
         self.observation = domain.reset(task)
+        self.moves = moves_of(task)
         self.turns: list[TurnRecord] = []
         self.replies: list[str] = []
+        self.place = 0
         self.over = self.success = False
 
-    def attempt(self, place: int, value: str, recited: str) -> bool:
+    def reply(self, text: str, injected: Sequence[Entry] = ()) -> bool:
         """One act turn; whether the engine took it for right."""
-        action = self.domain.action(subs_of(self.task)[place], value)
-        step = self.domain.step(action)
+        action, _ = act.parse(text)
+        if tools.is_call(action):
+            called = tools.call(
+                action, self.domain, injected, steps_left=99, sandbox=lambda: None, scope=self.task.scope
+            )
+            step = called.step
+        else:
+            step = self.domain.step(action)
         self.turns.append(
             TurnRecord(observation=self.observation, action=action, result=step.observation, reward=step.reward)
         )
-        self.replies.append(f"{recited} do {action}")
+        self.replies.append(text)
         self.observation = step.observation
         self.over, self.success = step.terminated or step.truncated, bool(step.info["success"])
-        return float(step.info["score"]) >= 1.0
+        before, self.place = self.place, round(float(step.info["progress"]) * len(self.moves))
+        return self.place > before
 
-    def guess(self, place: int, fact: Fact, value: str) -> bool:
-        return self.attempt(place, value, f"{fact.scope} {fact.key} guess {value}")
+    def asked(self) -> DemoSub:
+        """The current move as the seed data words it."""
+        return DemoSub(*self.moves[self.place][:2], text="", next_text="", stage=self.moves[self.place].stage)
+
+    def follow(self, held: Entry, fact: Fact) -> None:
+        """Answer the current sub-question from a right entry."""
+        belief = Belief(f"r{held.created_round}", fact.value, held)
+        while not self.over and self.moves[self.place].key == fact.key:
+            self.reply(followed(self.domain, belief, fact.scope, self.asked()), [held])
+
+    def guess(self, fact: Fact, course: str) -> bool:
+        """Answer it by guessing, with the misses of a course before its last word; whether it was answered."""
+        right = words_of(fact.value)
+        for stage, word in enumerate(right):
+            wrong = [one for one in self.domain.spec.choices(fact.key) if one not in right[: stage + 1]]
+            n_missed = MISSES[course] if word == right[-1] else int(self.rng.integers(2))
+            missed = [*_shuffled_words(wrong, self.rng), *right[:stage]][:n_missed]
+            for guessed in (*missed, word):
+                if self.over:
+                    return False
+                self.reply(said("guess", self.domain, fact.scope, self.asked(), guessed))
+        return True
+
+
+def _shuffled_words(items: Sequence[str], rng: np.random.Generator) -> list[str]:
+    return [items[place] for place in rng.permutation(len(items))]
 
 
 def write_case(domain: Probed, task: Task) -> WriteCase:
@@ -205,18 +243,13 @@ def write_case(domain: Probed, task: Task) -> WriteCase:
     for place, fact in enumerate(domain.needed(task)):
         if script.over:
             break
-        course = script.rng.choice(4, p=(0.3, 0.25, 0.25, 0.2))
+        course = int(script.rng.choice(4, p=(0.3, 0.25, 0.25, 0.2)))
         if course == 0:
-            entry = _tips(task, [fact], script.rng)[0]
-            known.append(entry)
-            script.attempt(place, fact.value, render(entry, token_budget=1_000_000, count=n_words))
-            continue
-        wrong = [wrong_value(domain, fact, script.rng) for _ in range(2)]
-        values = ([fact.value], [wrong[0], fact.value], wrong)[course - 1]
-        for value in values:
-            if not script.over and script.guess(place, fact, value):
-                revealed.append(tip(task, fact.model_copy(update={"value": value}), 0))
-                break
+            held = _entries(domain, task, [fact], script.rng)[0]
+            known.append(held)
+            script.follow(held, fact)
+        elif script.guess(fact, tuple(MISSES)[course - 1]) and _noted(domain, fact, place):
+            revealed.append(entry(domain, task, fact, 0))
     return WriteCase(
         task=task,
         memories=tuple(known),
@@ -226,3 +259,8 @@ def write_case(domain: Probed, task: Task) -> WriteCase:
         success=script.success,
         revealed=tuple(revealed),
     )
+
+
+def _noted(domain: Probed, fact: Fact, place: int) -> bool:
+    """A log serves the question that it begins with; everything else is noted wherever it came."""
+    return place == 0 or domain.spec.level_of(fact.key) != "trajectory"

@@ -17,6 +17,7 @@ from opd_evolver.records import (
     Attribution,
     Entry,
     GenerationRequest,
+    Level,
     Prompt,
     Reply,
     Sampling,
@@ -86,6 +87,7 @@ class Prober:
         base = EpisodeSettings.of(params, write=False, greedy=True)
         self.settings = base.model_copy(update={"candidates": MAX_PLACED, "max_selected": MAX_PLACED})
         self.batch = params.benchmark.batch_rollouts
+        self.homes: dict[str, Level] = {}
         self.domains = [name for name in params.environments.domains if can_probe(environments, name)]
         if not self.domains:
             raise SetupError(
@@ -102,7 +104,9 @@ class Prober:
             with self.environments.lend(name) as env:
                 domain = _probed(env)
                 neighbours = cases.Neighbours(domain, split or self.split)
-                made += [make(domain, neighbours, task) for task in domain.tasks(split or self.split, self.n_tasks)]
+                tasks = domain.tasks(split or self.split, self.n_tasks)
+                self.homes |= {task.task_id: task.gold.get("home", "tip") for task in tasks}
+                made += [make(domain, neighbours, task) for task in tasks]
         return made
 
     def act(self, placement: cases.Placement, split: Split | None = None) -> tuple[Outcome, ...]:
@@ -202,5 +206,6 @@ def _all_helped(entries: Sequence[Entry]) -> dict[str, Attribution]:
 
 def _is_exact(case: cases.WriteCase, reply: Reply, limit: int) -> bool:
     written = write.parse(reply.text, limit=limit, task_text=case.task.text, turns=case.turns)
-    wanted = {entry.content for entry in case.revealed}
-    return not written.rejected and set(written.contents) == wanted
+    # A trajectory is written by its one word: the harness adds what it holds.
+    wanted = {write.written_form(entry.content) for entry in case.revealed}
+    return not written.rejected and {write.written_form(content) for content in written.contents} == wanted

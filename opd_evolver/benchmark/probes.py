@@ -21,11 +21,13 @@ from opd_evolver.environments import registry
 from opd_evolver.errors import OpdError
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import Policy
-from opd_evolver.records import SCHEMA_VERSION, Record, Split
+from opd_evolver.records import LEVELS, SCHEMA_VERSION, Level, Record, Split
 from opd_evolver.rollout.runner import EnvironmentPool
 
 PLACEMENTS: tuple[Placement, ...] = ("memory_use", "no_memory", "distractors_only", "override")
 ALL_PROBES = (*PLACEMENTS, "select_f1", "write_exact", "write_hindsight")
+# Shown for the families of each level apart, where there are several.
+BY_LEVEL = ("memory_use", "no_memory", "select_f1", "write_exact", "write_hindsight")
 # What a round's report and its gate look at: the rest says how the floor lies and costs time.
 RETENTION_PROBES = ("memory_use", "override", "select_f1", "write_exact")
 
@@ -85,6 +87,9 @@ def evaluate_probes(
     metrics = {name: ratio_interval(found, samples=samples) for name, found in units.items()}
     if "memory_use" in units and "no_memory" in units:
         metrics["use_minus_none"] = ratio_difference(units["memory_use"], units["no_memory"], samples=samples)
+    for level in params.environments.levels if len(params.environments.levels) > 1 else ():
+        of_level = {name: _at_home(units[name], prober, level) for name in BY_LEVEL if name in units}
+        metrics |= {f"{name}.{level}": ratio_interval(found, samples=samples) for name, found in of_level.items()}
     return ProbeReport(
         split=split,
         policy_version=policy.version,
@@ -93,6 +98,11 @@ def evaluate_probes(
         units=units,
         not_measured=tuple(name for name in params.environments.domains if name not in prober.domains),
     )
+
+
+def _at_home(units: Sequence[Unit], prober: Prober, level: Level) -> tuple[Unit, ...]:
+    """Those of families whose hidden rule asks for this level."""
+    return tuple(unit for unit in units if prober.homes[unit.task_id] == level)
 
 
 def report_json(report: ProbeReport) -> dict[str, Any]:
@@ -104,10 +114,10 @@ def probe_table(tree: dict[str, Any]) -> str:
     """Plain text of `report_json`: a row per metric, a column per domain, then the mean with its interval."""
     domains = sorted({domain for one in tree["metrics"].values() for domain in one["per_domain"]})
     head = f"split {tree['split']} · {tree['n_tasks_per_domain']} tasks a domain · policy {tree['policy_version'][:12]}"
-    lines = [head, f"{'':<20}" + "".join(f"{domain:>8}" for domain in domains) + f"{'mean':>8}   95 % interval"]
+    lines = [head, f"{'':<27}" + "".join(f"{domain:>8}" for domain in domains) + f"{'mean':>8}   95 % interval"]
     for name, one in tree["metrics"].items():
         cells = "".join(f"{_number(one['per_domain'][domain]['mean']):>8}" for domain in domains)
-        lines.append(f"{name:<20}{cells}{_number(one['mean']):>8}   [{_number(one['low'])}, {_number(one['high'])}]")
+        lines.append(f"{name:<27}{cells}{_number(one['mean']):>8}   [{_number(one['low'])}, {_number(one['high'])}]")
     if tree["not_measured"]:
         lines.append(f"not measured (facts unknown): {', '.join(tree['not_measured'])}")
     return "\n".join(lines)
@@ -121,6 +131,7 @@ def evaluate_seed(
     policy_path: str | Path,
     *,
     domains: Sequence[str] = (),
+    levels: Sequence[Level] = (),
     split: Split = "novel-test",
     n_tasks: int = 100,
     params: Params | None = None,
@@ -130,6 +141,7 @@ def evaluate_seed(
     Args:
         policy_path: a folder in Hugging Face form, or `seed`.
         domains: which; those of `params` when empty.
+        levels: of the families; those of `params` when empty.
         split: `novel-test` to report, `novel-val` to choose by.
         n_tasks: tasks of each domain.
         params: budgets and batch size; the defaults when None.
@@ -140,24 +152,25 @@ def evaluate_seed(
     from opd_evolver.policy.registry import open_policy
 
     chosen = params or Params()
-    if domains:
-        environments = chosen.environments.model_copy(update={"domains": tuple(domains)})
-        chosen = chosen.model_copy(update={"environments": environments})
+    wanted = {"domains": tuple(domains), "levels": tuple(levels)}
+    environments = chosen.environments.model_copy(update={name: some for name, some in wanted.items() if some})
+    chosen = chosen.model_copy(update={"environments": environments})
     policy = open_policy(chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"}))
-    with EnvironmentPool(registry.load) as pool:
+    with EnvironmentPool(registry.loader(chosen.environments.levels)) as pool:
         return report_json(evaluate_probes(policy, pool, split, n_tasks, chosen))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m opd_evolver.benchmark.probes --policy PATH --split novel-test --tasks 100 [--json]`."""
+    """`python -m opd_evolver.benchmark.probes --policy PATH --split novel-test --tasks 100 [--levels …] [--json]`."""
     parser = argparse.ArgumentParser(prog="python -m opd_evolver.benchmark.probes", description=__doc__)
     parser.add_argument("--policy", default="seed")
     parser.add_argument("--split", default="novel-test", choices=("novel-val", "novel-test"))
     parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=())
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     try:
-        tree = evaluate_seed(given.policy, split=given.split, n_tasks=given.tasks)
+        tree = evaluate_seed(given.policy, levels=given.levels, split=given.split, n_tasks=given.tasks)
     except OpdError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     print(json.dumps(tree) if given.json else probe_table(tree))
