@@ -19,8 +19,6 @@ from opd_evolver.errors import SetupError
 from opd_evolver.records import ABILITIES, LEVELS, Level, canonical_json, digest_of
 
 PRESETS = ("micro", "laptop", "qwen3-4b-1gpu")
-Positive = Field(gt=0)
-Probability = Field(ge=0.0, le=1.0)
 
 
 class Section(BaseModel):
@@ -79,6 +77,7 @@ class MemoryParams(Section):
     scope_filter: bool = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense part in hybrid search")
     entry_token_budget: int = Field(64, gt=0)
+    budget_unit: Literal["words", "tokens"] = "words"
 
 
 class FastParams(Section):

@@ -161,7 +161,7 @@ if status["Seccomp"].strip() != "2": print("ESCAPED no filter")
 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
     if int(status[name], 16): print("ESCAPED", name)
 if os.geteuid() == 0: print("ESCAPED root")
-if os.geteuid() != 0:
+else:
     for call in (os.setuid, os.setgid, os.seteuid):
         try:
             call(0); print("ESCAPED", call.__name__)
@@ -185,7 +185,7 @@ for name in sorted(set(os.listdir("/dev")) - {"null", "zero", "full", "random", 
 print("held")
 """
 
-# Counts what it is allowed; each stops by itself where it would begin to hurt.
+# Each says how far it came, and stops by itself where it would begin to hurt.
 FORKS = """
 import os, signal, sys
 most, children = int(sys.argv[1]), []
@@ -275,7 +275,6 @@ echo held
 """
 
 FORK_BOMB = ":(){ :|:& };: ; sleep 20"
-
 SIGNALS = """
 import os, signal, sys
 victim, other = int(sys.argv[1]), int(sys.argv[2])

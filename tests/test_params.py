@@ -159,6 +159,7 @@ def test_every_science_parameter_enters_the_digest(key: str) -> None:
     value = flat(Params().model_dump(mode="json"))[key]
     others = {
         "policy.backend": "scripted",
+        "memory.budget_unit": "tokens",
         "attribution.variant": "causal",
         "policy.dtype": "bfloat16",
         "slow.hindsight": "empty",

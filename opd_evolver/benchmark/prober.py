@@ -24,6 +24,7 @@ from opd_evolver.records import (
     Split,
     Task,
 )
+from opd_evolver.rollout.budget import policy_count
 from opd_evolver.rollout.driver import drive
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.seeds import call_seed
@@ -87,6 +88,7 @@ class Prober:
         base = EpisodeSettings.of(params, write=False, greedy=True)
         self.settings = base.model_copy(update={"candidates": MAX_PLACED, "max_selected": MAX_PLACED})
         self.batch = params.benchmark.batch_rollouts
+        self.count = policy_count(self.settings.budget_unit, policy)
         self.homes: dict[str, Level] = {}
         self.domains = [name for name in params.environments.domains if can_probe(environments, name)]
         if not self.domains:
@@ -113,7 +115,14 @@ class Prober:
         """Outcomes of real episodes with the placed memories."""
         made: list[cases.ActCase] = self._each(lambda d, n, task: cases.act_case(d, n, task, placement), split)
         settings = self.settings.model_copy(update={"read": placement != "no_memory"})
-        runner = Runner(InjectAll(self.policy), self.environments, None, settings, self.params.fast.outage_retries)
+        runner = Runner(
+            InjectAll(self.policy),
+            self.environments,
+            None,
+            settings,
+            outage_retries=self.params.fast.outage_retries,
+            count=self.count,
+        )
         starts = [
             runner.start(
                 Rollout(rollout_id=f"probe {placement} {case.task.task_id}", round=0, wave=0, task=case.task),
@@ -139,7 +148,9 @@ class Prober:
         """Micro-F1 as a ratio: 2 TP over 2 TP + FP + FN. An unreadable answer chooses nothing."""
         made: list[cases.SelectCase] = self._each(cases.select_case)
         budget = self.settings.entry_token_budget
-        prompts = [select.prompt(case.task.text, case.candidates, token_budget=budget) for case in made]
+        prompts = [
+            select.prompt(case.task.text, case.candidates, token_budget=budget, count=self.count) for case in made
+        ]
         replies = self._ask("select", made, prompts, self.settings.select_sampling)
         units = []
         for case, reply in zip(made, replies, strict=True):
@@ -169,6 +180,7 @@ class Prober:
             episode_return=case.episode_return,
             success=case.success,
             token_budget=self.settings.entry_token_budget,
+            count=self.count,
             hindsight=hint,
         )
 

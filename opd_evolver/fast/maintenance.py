@@ -18,6 +18,7 @@ from opd_evolver.errors import SetupError
 from opd_evolver.fast.committer import maintenance_due, maintenance_key
 from opd_evolver.fast.redundancy import first_shown
 from opd_evolver.fast.wave import Wave
+from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import Memory, entry_of
 from opd_evolver.params import Params
@@ -36,6 +37,7 @@ from opd_evolver.records import (
     TurnRecord,
     uuid5_of,
 )
+from opd_evolver.rollout.budget import Unit, policy_count
 from opd_evolver.rollout.calls import Calls
 from opd_evolver.rollout.driver import Sleep, drive
 
@@ -62,6 +64,7 @@ class MaintenanceSettings(Record):
     shown: int
     alpha: float
     entry_token_budget: int
+    budget_unit: Unit = "words"
     sampling: Sampling
 
     @classmethod
@@ -74,6 +77,7 @@ class MaintenanceSettings(Record):
             shown=memory.candidates,
             alpha=memory.alpha,
             entry_token_budget=memory.entry_token_budget,
+            budget_unit=memory.budget_unit,
             sampling=Sampling(temperature=fast.temperature, top_p=fast.top_p, max_new_tokens=fast.write_max_new_tokens),
         )
 
@@ -105,6 +109,7 @@ class _Desk:
     round: int
     shown: list[Entry]
     domains: tuple[str, ...]
+    count: Count = n_words
     gone: set[str] = field(default_factory=set)
     operations: list[MemoryOperation] = field(default_factory=list)
     created: list[Entry] = field(default_factory=list)
@@ -137,7 +142,8 @@ class _Desk:
     def _show(self, entries: list[Entry]) -> str:
         if not entries:
             return NOTHING
-        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=self.settings.entry_token_budget)
+        budget = self.settings.entry_token_budget
+        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=budget, count=self.count)
         self.shown += entries
         return f"found {listed}"
 
@@ -178,7 +184,7 @@ class _Desk:
 
 
 def maintenance(
-    wave: Wave, repository: Repository, settings: MaintenanceSettings
+    wave: Wave, repository: Repository, settings: MaintenanceSettings, count: Count = n_words
 ) -> Generator[GenerationRequest, Reply, Maintenance]:
     """One maintenance episode at the barrier of `wave`; yields requests and returns what was decided.
 
@@ -186,6 +192,7 @@ def maintenance(
         wave: names the episode.
         repository: the memory after the wave's commit.
         settings: budgets and sampling.
+        count: what the entry budget counts.
     """
     began = time.perf_counter()
     live = repository.entries()
@@ -195,8 +202,8 @@ def maintenance(
     name = f"{wave.name}/maintain"
     calls = Calls(name, wave.round, settings.seed)
     domains = tuple(sorted({entry.domain for entry in live}))
-    desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains)
-    first = maintain.first_message(len(live), first_entries, token_budget=settings.entry_token_budget)
+    desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains, count)
+    first = maintain.first_message(len(live), first_entries, token_budget=settings.entry_token_budget, count=count)
     history: list[Message] = []
     turns: list[TurnRecord] = []
     observation = ""
@@ -269,7 +276,9 @@ def maintain_barrier(
         return None
     if policy is None:
         raise SetupError(f"maintenance is due after wave {wave.name}", "a policy", "pass the wave's policy")
-    [done] = drive(policy, [lambda: maintenance(wave, memory, settings)], 1, outage_retries=outage_retries, sleep=sleep)
+    count = policy_count(settings.budget_unit, policy)
+    starts = [lambda: maintenance(wave, memory, settings, count)]
+    [done] = drive(policy, starts, 1, outage_retries=outage_retries, sleep=sleep)
     key = maintenance_key(wave)
     segment = LedgerSegment(
         lineage=lineage,

@@ -16,6 +16,7 @@ from opd_evolver.abilities import act, select, write
 from opd_evolver.abilities.dialect import RENDERER
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.records import (
     Candidate,
     Entry,
@@ -106,13 +107,13 @@ def _include(
 
 
 def _select(
-    rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings, calls: Calls
+    rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings, calls: Calls, count: Count
 ) -> Generator[GenerationRequest, Reply, Selection]:
     found = _read(rollout, memory, settings)
     if not found:
         return Selection()
     entries = [entry for entry, _ in found]
-    asked = select.prompt(rollout.task.text, entries, token_budget=settings.entry_token_budget)
+    asked = select.prompt(rollout.task.text, entries, token_budget=settings.entry_token_budget, count=count)
     reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
     places = select.parse(reply.text, len(entries), settings.max_selected)
     if places is None:
@@ -130,11 +131,12 @@ def _act(
     injected: Sequence[Entry],
     settings: EpisodeSettings,
     calls: Calls,
+    count: Count,
     sandbox: tools.SandboxSource,
 ) -> Generator[GenerationRequest, Reply, Played]:
     observation = env.reset(rollout.task)
     budget = settings.entry_token_budget
-    first = act.first_message(rollout.task.text, observation, injected, token_budget=budget)
+    first = act.first_message(rollout.task.text, observation, injected, token_budget=budget, count=count)
     history: list[Message] = []
     turns: list[TurnRecord] = []
     replies: list[str] = []
@@ -173,7 +175,7 @@ def _act(
 
 
 def _write(
-    rollout: Rollout, played: Played, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls
+    rollout: Rollout, played: Played, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls, count: Count
 ) -> Generator[GenerationRequest, Reply, tuple[tuple[Proposal, ...], tuple[str, ...]]]:
     if not settings.write or settings.write_limit == 0:
         return (), ()
@@ -186,6 +188,7 @@ def _write(
         episode_return=played.episode_return,
         success=played.success,
         token_budget=settings.entry_token_budget,
+        count=count,
     )
     reply = yield from calls.ask("write", 0, asked, settings.write_sampling)
     written = write.parse(
@@ -240,6 +243,7 @@ def episode(
     memory: MemoryView | None,
     settings: EpisodeSettings,
     *,
+    count: Count = n_words,
     sandbox: tools.SandboxSource = available,
 ) -> EpisodeRun:
     """Play one rollout; yields a request per generation and returns the finished `Episode`.
@@ -249,6 +253,7 @@ def episode(
         env: a free environment of the task's domain; it plays this episode alone.
         memory: the memory as it stood when the wave began; None with `settings.read` off.
         settings: abilities, budgets, sampling.
+        count: what the entry budget counts, see rollout/budget.py.
         sandbox: where saved python and bash tools run; one that gives None shows them only.
 
     Raises:
@@ -260,9 +265,9 @@ def episode(
     """
     began = time.perf_counter()
     calls = Calls(rollout.rollout_id, rollout.round, settings.seed)
-    selection = yield from _select(rollout, memory, settings, calls)
-    played = yield from _act(rollout, env, selection.injected, settings, calls, sandbox)
-    proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls)
+    selection = yield from _select(rollout, memory, settings, calls, count)
+    played = yield from _act(rollout, env, selection.injected, settings, calls, count, sandbox)
+    proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls, count)
     return Episode(
         row=_row(rollout, selection, played, calls),
         proposals=proposals,

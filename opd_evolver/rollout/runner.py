@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from opd_evolver.environments.protocol import Environment
+from opd_evolver.memory.levels import Count
 from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import Entry, Episode, GenerationRequest, Reply
+from opd_evolver.rollout.budget import policy_count
 from opd_evolver.rollout.driver import Sleep, Start, drive
 from opd_evolver.rollout.episode import MemoryView, episode
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
@@ -86,6 +89,7 @@ class Runner:
         settings: abilities, budgets, sampling.
         outage_retries: restarts an episode may take.
         sleep: waits seconds between retries.
+        count: what the entry budget counts; the policy's own by default, see rollout/budget.py.
     """
 
     policy: Policy
@@ -94,13 +98,20 @@ class Runner:
     settings: EpisodeSettings
     outage_retries: int = 3
     sleep: Sleep = time.sleep
+    count: Count | None = None
+
+    @cached_property
+    def _count(self) -> Count:
+        return self.count or policy_count(self.settings.budget_unit, self.policy)
 
     def start(self, rollout: Rollout, memory: MemoryView | None) -> Start[Episode]:
         """A restartable episode that borrows its environment and gives it back."""
 
+        count = self._count
+
         def begin() -> Generator[GenerationRequest, Reply, Episode]:
             with self.environments.lend(rollout.task.domain) as env:
-                return (yield from episode(rollout, env, memory, self.settings))
+                return (yield from episode(rollout, env, memory, self.settings, count=count))
 
         return begin
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opd_evolver.params import Params
 from opd_evolver.records import Record, Sampling, Task
+from opd_evolver.rollout.budget import Unit
 
 
 class EpisodeSettings(Record):
@@ -21,6 +22,7 @@ class EpisodeSettings(Record):
     alpha: float
     scope_filter: bool
     entry_token_budget: int
+    budget_unit: Unit = "words"
     withhold_probability: float
     max_steps: int
     write_limit: int
@@ -53,6 +55,7 @@ class EpisodeSettings(Record):
             alpha=memory.alpha,
             scope_filter=memory.scope_filter,
             entry_token_budget=memory.entry_token_budget,
+            budget_unit=memory.budget_unit,
             withhold_probability=0.0 if greedy else fast.withhold_probability,
             max_steps=fast.max_steps,
             write_limit=fast.write_limit,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from opd_evolver.errors import CorruptionError
+from opd_evolver.memory.levels import Count
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import Ability, Attribution, CallRecord, Entry, LedgerRow, Prompt, TurnRecord
+from opd_evolver.rollout.budget import count_of
 
 MAX_HELPFUL = 20
 Encode = Callable[[Prompt], EncodedPrompt]
@@ -59,6 +62,11 @@ class Hindsight:
     @property
     def budget(self) -> int:
         return self.params.memory.entry_token_budget
+
+    @cached_property
+    def count(self) -> Count:
+        """What the entry budget counted when the prompts were served."""
+        return count_of(self.params.memory.budget_unit, self.encode)
 
     @property
     def threshold(self) -> float:

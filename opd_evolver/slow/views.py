@@ -136,7 +136,9 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
     """z = x, C; h = V of every candidate with evidence, negatives kept."""
     for call in calls_of(row, "select"):
         shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
-        student = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget)).token_ids
+        student = known.encode(
+            select.prompt(row.task_text, shown, token_budget=known.budget, count=known.count)
+        ).token_ids
         _as_served(row, call, student)
         marks = select.hindsight(shown, known.attributions, known.threshold)
         if marks is None:
@@ -145,7 +147,9 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
         if not _fits(marks, known):
             yield TOO_LONG.format("select")
             continue
-        teacher = known.encode(select.prompt(row.task_text, shown, token_budget=known.budget, hindsight=marks))
+        teacher = known.encode(
+            select.prompt(row.task_text, shown, token_budget=known.budget, count=known.count, hindsight=marks)
+        )
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
 
 
@@ -163,7 +167,7 @@ def act_hint(good: Sequence[Entry], won: Turns, known: Hindsight) -> Segment | s
     if not good and not won:
         return "act: neither a helpful entry nor a successful trajectory"
     while good or won:
-        hint = act.hindsight(good, won, token_budget=known.budget)
+        hint = act.hindsight(good, won, token_budget=known.budget, count=known.count)
         if hint is not None and _fits(hint, known):
             return hint
         middle = len(won) // 2
@@ -185,7 +189,9 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
     opening = row.turns[0].observation
 
     def first(shown: Sequence[Entry], hindsight: Segment | None) -> Message:
-        return act.first_message(row.task_text, opening, shown, token_budget=known.budget, hindsight=hindsight)
+        return act.first_message(
+            row.task_text, opening, shown, token_budget=known.budget, count=known.count, hindsight=hindsight
+        )
 
     history: list[Message] = []
     for call, turn in zip(calls, row.turns, strict=True):
@@ -217,6 +223,7 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
                     episode_return=row.episode_return,
                     success=row.success,
                     token_budget=known.budget,
+                    count=known.count,
                     hindsight=hindsight,
                 )
             )
