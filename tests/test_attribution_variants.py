@@ -282,3 +282,16 @@ def test_a_candidate_listed_twice_counts_once() -> None:
     for variant in VARIANTS:
         assert found(variant, twice) == found(variant, once)
     assert np.isfinite(found("causal", once).value or math.nan)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_selected_entry_that_was_no_candidate_touches_no_other(variant: str) -> None:
+    """Neither an unknown one nor one that stood in another rollout's list."""
+    entries = [entry("m"), entry("z")]
+    rows = [row("a", "g", 1, "m z", "m", propensities={"m": 0.5}), dropped("b", "g", 0), row("c", "g", 0, "z")]
+    spoilt = [
+        rows[0],
+        rows[1].model_copy(update={"selected": ("ghost", "m", "z"), "injected": ("ghost", "z")}),
+        rows[2],
+    ]
+    assert attribute(spoilt, entries, PARAMS[variant]) == attribute(rows, entries, PARAMS[variant])
