@@ -70,7 +70,8 @@ class EnvironmentParams(Section):
 class MemoryParams(Section):
     """Paper: up to 50 candidates, at most 20 selected. The tiny policy holds fewer."""
 
-    store: Literal["embedded"] = "embedded"
+    # Science, not site: the stores rank alike, not equally, and what is shown decides what is learnt.
+    store: Literal["embedded", "weaviate"] = "embedded"
     embedder: str = "hash-256"
     candidates: int = Field(8, ge=0, le=50)
     max_selected: int = Field(4, ge=0, le=20)

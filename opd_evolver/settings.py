@@ -30,6 +30,8 @@ class Settings(BaseSettings):
         mlflow_tracking_uri: a tracking server of your own; then `opd up` starts none.
         weaviate_url: where a shared memory is hosted.
         weaviate_api_key: its key; never printed.
+        weaviate_grpc_port: its gRPC port, on the same host.
+        weaviate_patience_s: how long a server that has stopped answering is waited for.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -42,6 +44,8 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = None
     weaviate_url: str | None = None
     weaviate_api_key: SecretStr | None = None
+    weaviate_grpc_port: int = Field(50051, ge=1, le=65535)
+    weaviate_patience_s: float = Field(300.0, ge=0)
 
 
 def known_names() -> set[str]:

@@ -14,7 +14,8 @@ from one_line import contents, one_line
 
 from opd_evolver import lineage
 from opd_evolver.memory.segment import encode_lines, split_lines
-from opd_evolver.memory.store import INDEX_FILE, Memory
+from opd_evolver.memory.store import Memory
+from opd_evolver.memory.stores import INDEX_FILE
 from opd_evolver.params import MemoryParams
 
 # ── parameters and names ──────────────────────────────────────────────────────────────────────

@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from opd_evolver.errors import SetupError
-from opd_evolver.memory.embed import open_embedder
-from opd_evolver.memory.embedded import EmbeddedIndex
 from opd_evolver.memory.ledger import Ledger
 from opd_evolver.memory.replay import LedgerIndex, digest_entries, entry_of, replay
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, fold, touched
+from opd_evolver.memory.stores import clear, open_index
 from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.params import MemoryParams
 from opd_evolver.records import (
@@ -28,7 +27,7 @@ from opd_evolver.records import (
 
 __all__ = ["LedgerSegment", "Memory", "entry_of", "reindex"]
 
-INDEX_FILE, LEDGER_FOLDER = "index.sqlite", "ledger"
+LEDGER_FOLDER = "ledger"
 
 
 class Memory:
@@ -47,7 +46,7 @@ class Memory:
 
     @classmethod
     def open(cls, folder: Path, params: MemoryParams | None = None, read_only: bool = False) -> Memory:
-        """Opens `folder`/ledger and `folder`/index.sqlite; a writable open replays what is unapplied.
+        """Opens `folder`/ledger and its index; a writable open replays what is unapplied.
 
         Raises:
             SetupError: busy, missing (read-only), wrong embedder, or an index behind its ledger (read-only).
@@ -55,10 +54,9 @@ class Memory:
             SchemaError: written by a newer version.
         """
         params = params or MemoryParams()
-        embedder = open_embedder(params.embedder)
         ledger = Ledger(folder / LEDGER_FOLDER, read_only=read_only)
         try:
-            index = EmbeddedIndex(folder / INDEX_FILE, embedder, read_only=read_only, alpha=params.alpha)
+            index = open_index(folder, params, read_only=read_only)
             memory = cls(ledger, index, params)
             try:
                 memory._catch_up(read_only)
@@ -237,11 +235,10 @@ def _without_forgotten(segment: LedgerSegment, before: Mapping[str, Entry]) -> L
 
 
 def reindex(folder: Path, params: MemoryParams | None = None) -> int:
-    """Rebuilds `folder`/index.sqlite from the ledger; returns the number of entries. Mends a corrupt index."""
+    """Rebuilds the index from the ledger; returns the number of entries. Mends a corrupt index."""
     ledger = Ledger(folder / LEDGER_FOLDER)
     try:
-        for suffix in ("", "-wal", "-shm"):
-            (folder / f"{INDEX_FILE}{suffix}").unlink(missing_ok=True)
+        clear(folder)
     finally:
         ledger.close()
     with Memory.open(folder, params) as memory:
