@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sandbox_attacks import FORKS
 
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.sandbox import Isolation, Limits, Sandbox, commands, probe, run, seccomp
@@ -87,6 +90,22 @@ def test_a_set_up_that_fails_runs_nothing(monkeypatch: pytest.MonkeyPatch, box: 
     monkeypatch.setattr(commands, "tree", lambda *, as_nobody: broken)
     with pytest.raises(OutageError, match=r"could not be set up .*/x"):
         box.run("bash", "echo ran")
+
+
+def test_a_start_that_fails_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
+    before = psutil.Process().num_fds()
+    monkeypatch.setattr(commands.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(commands.shutil, "which", lambda name: "/nowhere/bwrap")
+    with pytest.raises(OutageError, match="cannot start /nowhere"):
+        box.run("bash", "true")
+    assert psutil.Process().num_fds() == before
+
+
+def test_runs_beside_each_other_have_their_own_limits(box: Sandbox) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(box.run, "python", FORKS, ["24"], limits=Limits(processes=8)) for _ in range(4)]
+        reached = [int(one.result().stdout) for one in runs]
+    assert all(4 <= n <= 8 for n in reached), reached
 
 
 def test_nothing_of_users_is_in_the_tree() -> None:

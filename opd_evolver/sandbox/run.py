@@ -23,6 +23,7 @@ from opd_evolver.sandbox.tree import NOBODY
 
 CHUNK = 1 << 14
 PATIENCE_S = 5.0
+MEND = "opd status shows what isolation this machine has"
 
 
 class _Heard(NamedTuple):
@@ -99,22 +100,28 @@ def _await_namespace(told: int) -> None:
 @contextmanager
 def _running(started: Started) -> Iterator[subprocess.Popen[bytes]]:
     """The started process; all of its namespace is dead afterwards, whatever happens."""
-    process = subprocess.Popen(
-        started.argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env={},
-        pass_fds=started.inherited,
-        start_new_session=True,
-        user=NOBODY if started.as_nobody else None,
-        group=NOBODY if started.as_nobody else None,
-        extra_groups=() if started.as_nobody else None,
-    )
     try:
+        process = subprocess.Popen(
+            started.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={},
+            pass_fds=started.inherited,
+            start_new_session=True,
+            user=NOBODY if started.as_nobody else None,
+            group=NOBODY if started.as_nobody else None,
+            extra_groups=() if started.as_nobody else None,
+        )
+    except OSError as error:
+        if started.namespace_pid is not None:
+            os.close(started.namespace_pid)
+        raise OutageError(f"cannot start {started.argv[0]}: {error.strerror}", "a free process", MEND) from error
+    finally:
         for descriptor in started.inherited:
             os.close(descriptor)
+    try:
         yield process
     finally:
         _kill(process)
@@ -194,7 +201,7 @@ class Sandbox:
             raise OutageError(
                 f"the sandbox could not be set up ({self.mode}): {stderr.strip() or process.returncode}",
                 "namespaces for an unprivileged user",
-                "opd status shows what isolation this machine has",
+                MEND,
             )
         code_seen = process.returncode if process.returncode >= 0 else 128 - process.returncode
         killed = "wall time" if heard.timed_out else "output" if heard.truncated else _signal_name(code_seen)
