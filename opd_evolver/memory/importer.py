@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.acceptance import fault
 from opd_evolver.records import (
     Content,
     Proposal,
@@ -155,6 +156,8 @@ def _proposal(tree: Any, defaults: Mapping[str, str]) -> Proposal:
                 raise ValueError(f"content is no {given.level}")
     except ValidationError as error:
         raise ValueError(_why(error)) from None
+    if found := fault(content):
+        raise ValueError(found)
     sources = (f"import:{given.source}",) if given.source else ()
     return Proposal(domain=given.domain, scope=given.scope, content=content, source_episodes=sources)
 
