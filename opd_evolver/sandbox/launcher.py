@@ -3,8 +3,8 @@
 Started by file name with `python -I -S`, so it imports the standard library alone. Three processes:
 this one stays outside to wait and to kill; its child is process 1 of the new pid namespace, with
 which every process inside dies; the grandchild becomes the program.
-Differs: does what bubblewrap does, for machines without it, and runs as an unprivileged user of the
-host even when root starts it, since process limits do not bind root.
+It does what bubblewrap does, for machines without it. Even when root starts it, the program runs as
+an unprivileged user of the host, since process limits do not bind root.
 """
 
 from __future__ import annotations
