@@ -17,6 +17,7 @@ from opd_evolver.benchmark.statistics import Outcome
 from opd_evolver.fast.epoch import run_epoch
 from opd_evolver.fast.maintenance import MaintenanceSettings
 from opd_evolver.fast.wave import cut_waves
+from opd_evolver.memory import stores
 from opd_evolver.memory.snapshot import restore
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params
@@ -125,8 +126,11 @@ class FrozenProtocol:
         with tempfile.TemporaryDirectory(prefix="opd-frozen-") as scratch:
             live = Path(scratch) / "live"
             restore(memory.folder, live, bench.params.memory)
-            with Memory.open(live, bench.params.memory, read_only=True) as opened:
-                return _play(bench, opened, settings, tasks)
+            try:
+                with Memory.open(live, bench.params.memory, read_only=True) as opened:
+                    return _play(bench, opened, settings, tasks)
+            finally:
+                stores.discard(live)
 
 
 def _greedy_maintenance(params: Params) -> MaintenanceSettings:
@@ -149,18 +153,23 @@ class StreamingProtocol:
             live = Path(scratch) / "live"
             if memory.folder is not None:
                 restore(memory.folder, live, params.memory)
-            with Memory.open(live, params.memory) as opened:
-                keys = opened.ledger.segment_keys()
-                round_ = keys[-1].round + 1 if keys else 1
-                waves = cut_waves(
-                    tasks,
-                    round=round_,
-                    wave_tasks=1,
-                    rollouts_per_task=1,
-                    microbatch_rollouts=1,
-                    maintain_every_tasks=params.fast.maintain_every_tasks if params.fast.maintain_max_steps else None,
-                    prefix="stream",
-                )
-                runner = Runner(bench.policy, bench.environments, opened, settings, params.fast.outage_retries)
-                run_epoch(opened, waves, runner, _greedy_maintenance(params))
-                return [row for row in opened.ledger.rows() if row.round == round_]
+            try:
+                with Memory.open(live, params.memory) as opened:
+                    keys = opened.ledger.segment_keys()
+                    round_ = keys[-1].round + 1 if keys else 1
+                    waves = cut_waves(
+                        tasks,
+                        round=round_,
+                        wave_tasks=1,
+                        rollouts_per_task=1,
+                        microbatch_rollouts=1,
+                        maintain_every_tasks=params.fast.maintain_every_tasks
+                        if params.fast.maintain_max_steps
+                        else None,
+                        prefix="stream",
+                    )
+                    runner = Runner(bench.policy, bench.environments, opened, settings, params.fast.outage_retries)
+                    run_epoch(opened, waves, runner, _greedy_maintenance(params))
+                    return [row for row in opened.ledger.rows() if row.round == round_]
+            finally:
+                stores.discard(live)

@@ -28,10 +28,12 @@ def _memory(given: argparse.Namespace) -> Iterator[Memory]:
     round_ = finished[-1]
     folder = run.owner(round_).version(round_) / "memory"
     info = verify(folder)
+    # Looking needs no server: the embedded index serves, whatever the run's store.
+    embedded = run.params.memory.model_copy(update={"store": "embedded"})
     view = run.paths.run / "live" / f"view-{info.digest_entries[:8]}{info.digest_ledger[:8]}"
     if not view.exists():
-        restore(folder, view, run.params.memory)
-    with Memory.open(view, run.params.memory, read_only=True) as memory:
+        restore(folder, view, embedded)
+    with Memory.open(view, embedded, read_only=True) as memory:
         yield memory
 
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from opd_evolver import durable
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.memory import stores
 from opd_evolver.memory.embed import open_embedder
 from opd_evolver.memory.lock import LedgerLock
 from opd_evolver.memory.replay import digest_entries
@@ -200,12 +201,23 @@ def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None)
         )
     if (live_folder / LEDGER_FOLDER).exists():
         LedgerLock(live_folder / LEDGER_FOLDER).release()  # refuses while a committer lives
+    replaced = stores.name_of(live_folder)
     with durable.new_folder(live_folder) as building:
-        (building / LEDGER_FOLDER).mkdir()
-        for data, head in _segments(folder):
-            durable.write_bytes(building / LEDGER_FOLDER / head.key.name, data)
-        with Memory.open(building, params) as memory:
-            rebuilt = (memory.digest(), memory.ledger.digest())
-        if rebuilt != (info.digest_entries, info.digest_ledger):
-            raise CorruptionError(f"the ledger of {folder} does not rebuild its entries", "equal digests", MEND)
+        try:
+            _rebuild(folder, info, building, params)
+        except BaseException:
+            stores.discard(building)
+            raise
+    if replaced is not None:
+        stores.drop_memory(replaced)
     return info
+
+
+def _rebuild(folder: Path, info: SnapshotInfo, building: Path, params: MemoryParams) -> None:
+    (building / LEDGER_FOLDER).mkdir()
+    for data, head in _segments(folder):
+        durable.write_bytes(building / LEDGER_FOLDER / head.key.name, data)
+    with Memory.open(building, params) as memory:
+        rebuilt = (memory.digest(), memory.ledger.digest())
+    if rebuilt != (info.digest_entries, info.digest_ledger):
+        raise CorruptionError(f"the ledger of {folder} does not rebuild its entries", "equal digests", MEND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -59,14 +60,19 @@ def clear(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Takes what a server holds for a live folder off it; to be called before the folder is removed.
+    """Takes what a server holds for a live folder off it; the folder itself stays.
 
     Raises:
         SetupError: the server does not answer; nothing was removed.
     """
     memory = name_of(folder)
-    if memory is None:
-        return
+    if memory is not None:
+        drop_memory(memory)
+        (folder / SERVER_FILE).unlink()
+
+
+def drop_memory(memory: str) -> None:
+    """Takes a memory off the server, by the name that `name_of` gave; again is a no-op."""
     from opd_evolver.memory import weaviate_index
     from opd_evolver.memory.weaviate_server import open_server
 
@@ -75,4 +81,13 @@ def discard(folder: Path) -> None:
         weaviate_index.drop(server, memory)
     finally:
         server.close()
-    (folder / SERVER_FILE).unlink()
+
+
+def remove(folder: Path) -> None:
+    """Removes a live folder and what a server holds for it.
+
+    Raises:
+        SetupError: the server does not answer; the folder is still there.
+    """
+    discard(folder)
+    shutil.rmtree(folder)

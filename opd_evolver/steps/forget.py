@@ -13,7 +13,7 @@ from pathlib import Path
 from opd_evolver import durable, lineage, versioning, writer
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run, RunPaths
-from opd_evolver.memory import edits, erase
+from opd_evolver.memory import edits, erase, stores
 from opd_evolver.memory.ledger import Ledger, fold_all
 from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, read_manifest
 from opd_evolver.memory.store import LEDGER_FOLDER, entry_of, reindex
@@ -163,7 +163,7 @@ def _live(run: Run, entry_id: str) -> int:
     finished = run.finished_rounds()
     for live in _lives(run.paths):
         if live.name.startswith("view-") or live.name in {f"round-{one:03d}" for one in finished}:
-            shutil.rmtree(live)
+            stores.remove(live)
             continue
         erase.rewrite_ledger(live / LEDGER_FOLDER, {entry_id})
         reindex(live, run.params.memory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from opd_evolver import step
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.durable import write_text
-from opd_evolver.errors import OutageError
+from opd_evolver.errors import OpdError, OutageError
 from opd_evolver.lineage import Run
+from opd_evolver.memory import stores
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.steps import plan
 from opd_evolver.steps.benchmark import read_measurement
@@ -79,8 +79,16 @@ def finish_round(run: Run, round_: int) -> None:
     write_text(run.paths.summary(round_), canonical_json(tree) + "\n")
     for old in run.paths.live(round_).parent.glob("*"):
         if old != run.paths.live(round_):
-            shutil.rmtree(old)
+            _remove(old)
     _track(run, round_)
+
+
+def _remove(live: Path) -> None:
+    """A live memory that nothing needs any more; where its server is down it stays, which harms nothing."""
+    try:
+        stores.remove(live)
+    except OpdError as error:
+        print(f"{live} is left behind: {error}", file=sys.stderr)
 
 
 def seconds_of(run: Run, round_: int) -> float:
