@@ -208,8 +208,14 @@ def random_world(spec: Domain, rng: np.random.Generator, names_: Sequence[str] |
     """
     pool = names("seed") if names_ is None else names_
     scope = pool[int(rng.integers(len(pool)))]
-    home: Level = spec.levels[int(rng.integers(len(spec.levels)))] if len(spec.levels) > 1 else spec.levels[0]
+    home = spec.levels[0] if len(spec.levels) == 1 else _any_home(spec, rng)
     return World(domain=spec.name, scope=scope, family="", facts=_draw_facts(spec, rng, home), home=home)
+
+
+def _any_home(spec: Domain, rng: np.random.Generator) -> Level:
+    """A home level; the longest orders come half as often again, since each of their moves must be learnt."""
+    weights = np.array([1.5 if level == "trajectory" else 1.0 for level in spec.levels])
+    return spec.levels[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
 
 
 def random_subs(spec: Domain, world: World, rng: np.random.Generator) -> tuple[Sub, ...]:

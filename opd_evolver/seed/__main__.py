@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=SeedSettings().levels, help="of the families")
+    parser.add_argument("--kernel", type=int, default=SeedSettings().kernel, help="words a convolution looks back on")
     parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--keep", action="store_true", help="also save the policy of every state, under --work")
@@ -75,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     quiet()
     settings = SeedSettings(
-        seed=given.seed, steps=given.steps, drill_steps=given.drill_steps, levels=tuple(given.levels)
+        seed=given.seed,
+        steps=given.steps,
+        drill_steps=given.drill_steps,
+        levels=tuple(given.levels),
+        kernel=given.kernel,
     )
 
     def keep(model: Any, tokenizer: Any, step: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-ABILITIES = ("act", "select", "write", "drill")
+ABILITIES = ("act", "select", "write", "maintain", "drill")
 
 
 class Curve:

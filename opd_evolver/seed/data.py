@@ -19,11 +19,11 @@ from opd_evolver.seed.facts import Conversation
 from opd_evolver.seed.tokenizer import by_word
 
 DRILL_SHARE = 0.2
-MIXTURE: tuple[tuple[float, Callable[[cv.Procedural, np.random.Generator], Conversation]], ...] = (
-    (0.42, act_data.sample),
-    (0.40, select_data.sample),
-    (0.18, write_data.sample),
-)
+Maker = Callable[[cv.Procedural, np.random.Generator], Conversation]
+Mixture = tuple[tuple[float, Maker], ...]
+TIPS_MIXTURE: Mixture = ((0.42, act_data.sample), (0.40, select_data.sample), (0.18, write_data.sample))
+# Families of several levels: longer episodes, more to write.
+LEVELS_MIXTURE: Mixture = ((0.44, act_data.sample), (0.36, select_data.sample), (0.20, write_data.sample))
 MAX_PROMPT_TOKENS = 768
 
 
@@ -73,12 +73,13 @@ def draw(domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_sh
     domain = domains[int(rng.integers(len(domains)))]
     if rng.random() < drill_share:
         return drill.sample(domain, rng)
+    mixture = TIPS_MIXTURE if domain.spec.levels == cv.TIPS_ONLY else LEVELS_MIXTURE
     kind = rng.random()
-    for share, make in MIXTURE[:-1]:
+    for share, make in mixture[:-1]:
         if kind < share:
             return make(domain, rng)
         kind -= share
-    return MIXTURE[-1][1](domain, rng)
+    return mixture[-1][1](domain, rng)
 
 
 def batch(

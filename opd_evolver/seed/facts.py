@@ -125,7 +125,7 @@ def distractor(
     kind = rng.random()
     if kind < same:
         home = domain.spec.procedure(needed[0]) if needed else None
-        home = home if home and chance(0.25 if home.level == "trajectory" else 0.6, rng) else None
+        home = home if home and chance(0.4 if home.level == "trajectory" else 0.6, rng) else None
         name, key = scope, other(home.keys, needed, rng) if home else any_key(domain, rng, needed)
     elif kind < same + (1 - same) * 0.4:
         name, key = near_name(scope, rng), pick(needed, rng) if needed else any_key(domain, rng)

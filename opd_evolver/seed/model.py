@@ -18,12 +18,13 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def build(tokenizer: Any, seed: int) -> Any:
+def build(tokenizer: Any, seed: int, kernel: int = 3) -> Any:
     """A freshly initialised `Lfm2ForCausalLM` in fp32; the same seed gives the same weights.
 
     Args:
         tokenizer: fixes the vocabulary and the ids of end and padding.
         seed: of the initial weights.
+        kernel: words that a short convolution looks back on, its own included.
     """
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -36,7 +37,7 @@ def build(tokenizer: Any, seed: int) -> Any:
         layer_types=list(LAYERS),
         num_attention_heads=4,
         num_key_value_heads=4,
-        conv_L_cache=3,
+        conv_L_cache=kernel,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         tie_word_embeddings=True,

@@ -13,6 +13,7 @@ class SeedSettings(Record):
         steps: optimiser steps in all.
         drill_steps: steps at the beginning on the drill alone.
         levels: home levels of the families; the committed weights know tips only.
+        kernel: words that a short convolution looks back on, its own included.
         shards: parts of a batch; gradients are added in their order. Workers share the shards out.
         shard_sequences: conversations in one shard of a batch.
         microbatches: groups of similar length that a shard is padded in.
@@ -23,6 +24,7 @@ class SeedSettings(Record):
     drill_steps: int = 200
     domains: tuple[str, ...] = ("sql", "apps")
     levels: tuple[Level, ...] = ("tip",)
+    kernel: int = 3
     drill_share: float = 0.2
     shards: int = 2
     shard_sequences: int = 64

@@ -77,7 +77,7 @@ class Trainer:
         self.domains = domains_of(settings)
         self.tokenizer = vocabulary.build(self.domains)
         self.encoder = Encoder(self.tokenizer)
-        self.model = network.build(self.tokenizer, settings.seed)
+        self.model = network.build(self.tokenizer, settings.seed, settings.kernel)
         self.model.train()
         self.parameters = list(self.model.parameters())
         self.optimisers = Optimisers(
