@@ -73,12 +73,12 @@ def discard(folder: Path) -> None:
 
 def drop_memory(memory: str) -> None:
     """Takes a memory off the server, by the name that `name_of` gave; again is a no-op."""
-    from opd_evolver.memory import weaviate_index
+    from opd_evolver.memory import weaviate_schema
     from opd_evolver.memory.weaviate_server import open_server
 
     server = open_server()
     try:
-        weaviate_index.drop(server, memory)
+        weaviate_schema.drop(server, memory)
     finally:
         server.close()
 

@@ -8,39 +8,21 @@ Entry text is data: it is a property's value, never part of a query's syntax.
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from opd_evolver.errors import CorruptionError, OutageError, SchemaError, SetupError
+from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.memory import weaviate_schema as schema
 from opd_evolver.memory.embed import words_of
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.protocol import Embedder
 from opd_evolver.memory.weaviate_server import Server
-from opd_evolver.records import LEVELS, NAMESPACE, SCHEMA_VERSION, Entry, Level, canonical_json
+from opd_evolver.records import SCHEMA_VERSION, Entry, Level
 
-COLLECTIONS: dict[Level, str] = {level: f"OpdMemory{level.capitalize()}" for level in LEVELS}
-NOTES = "OpdMemoryNotes"
-Place = tuple[Level, str]
-VECTOR = "text"
 BATCH = 500
 PAGE = 500
 SLACK = 32
 """Asked for beyond the limit, so that entries of equal score at the cut are chosen by id, not by chance."""
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
-def _clean(text: str) -> str:
-    """Lone surrogates have no UTF-8 form, and Weaviate's protocol carries no NUL."""
-    return text.encode("utf-8", "replace").decode().replace("\x00", " ")
-
-
-def _uuid(*parts: str) -> str:
-    return str(uuid.uuid5(NAMESPACE, "\x1f".join(parts)))
 
 
 class WeaviateIndex:
@@ -63,7 +45,7 @@ class WeaviateIndex:
     ) -> None:
         self.embedder, self.alpha, self.memory, self.read_only = embedder, alpha, memory, read_only
         self._server = server
-        self._found: set[Place] = set()
+        self._found: set[schema.Place] = set()
         self._meta()
 
     # ── schema and notes ─────────────────────────────────────────────────────────────────────
@@ -74,12 +56,12 @@ class WeaviateIndex:
             "embedder": self.embedder.identity,
             "dimension": str(self.embedder.dimension),
         }
-        self._server.call(create_collections)
+        self._server.call(schema.create_collections)
         stored = self._notes("meta")
         if not stored and self.read_only:
             raise SetupError(f"Weaviate knows no memory {self.memory}", "one filled by a writable open", "`opd resume`")
         if stored:
-            _check(stored, mine)
+            schema.check(stored, mine)
         else:
             for name, value in mine.items():
                 self._note("meta", name, value)
@@ -92,7 +74,7 @@ class WeaviateIndex:
     def _note(self, kind: str, name: str, value: str) -> None:
         """One durable fact about this memory; again is a no-op."""
         properties = {"memory": self.memory, "kind": kind, "name": name, "value": value}
-        self._insert(NOTES, None, [(_uuid(self.memory, kind, name), properties, None)])
+        self._insert(schema.NOTES, None, [(schema.uuid_of(self.memory, kind, name), properties, None)])
 
     def _notes(self, kind: str) -> dict[str, str]:
         from weaviate.classes.query import Filter
@@ -102,7 +84,7 @@ class WeaviateIndex:
         while True:
             offset = len(found)
             page = self._server.call(
-                lambda client, offset=offset: client.collections.get(NOTES).query.fetch_objects(  # type: ignore[misc]
+                lambda client, offset=offset: client.collections.get(schema.NOTES).query.fetch_objects(  # type: ignore[misc]
                     filters=mine, limit=PAGE, offset=offset
                 )
             ).objects
@@ -118,7 +100,7 @@ class WeaviateIndex:
         from weaviate.exceptions import WeaviateInsertManyAllFailedError
 
         objects = [
-            DataObject(uuid=key, properties=properties, vector={VECTOR: vector} if vector is not None else None)
+            DataObject(uuid=key, properties=properties, vector={schema.VECTOR: vector} if vector is not None else None)
             for key, properties, vector in rows
         ]
 
@@ -145,7 +127,7 @@ class WeaviateIndex:
     def upsert(self, entries: Iterable[Entry]) -> None:
         """Puts entries in their given state, by id; durable when it returns."""
         self._writable()
-        places: dict[Place, list[Entry]] = {}
+        places: dict[schema.Place, list[Entry]] = {}
         for entry in sorted(entries, key=lambda one: one.entry_id):
             places.setdefault((entry.level, entry.domain), []).append(entry)
         for level, domain in sorted(places.keys() - self._found):
@@ -153,13 +135,13 @@ class WeaviateIndex:
         for (level, domain), rows in places.items():
             for start in range(0, len(rows), BATCH):
                 part = rows[start : start + BATCH]
-                texts = [_clean(embed_text(entry)) for entry in part]
+                texts = [schema.clean(embed_text(entry)) for entry in part]
                 vectors = self.embedder.embed(texts)
                 self._insert(
-                    COLLECTIONS[level],
+                    schema.COLLECTIONS[level],
                     self._tenant(domain),
                     [
-                        (_uuid(entry.entry_id), _properties(entry, text), vector.tolist())
+                        (schema.uuid_of(entry.entry_id), schema.properties_of(entry, text), vector.tolist())
                         for entry, text, vector in zip(part, texts, vectors, strict=True)
                     ],
                 )
@@ -169,12 +151,12 @@ class WeaviateIndex:
         from weaviate.classes.tenants import Tenant
 
         def work(client: Any) -> None:
-            tenants = client.collections.get(COLLECTIONS[level]).tenants
+            tenants = client.collections.get(schema.COLLECTIONS[level]).tenants
             if not tenants.exists(self._tenant(domain)):
                 tenants.create([Tenant(name=self._tenant(domain))])
 
         self._server.call(work)
-        self._note("place", f"{level}/{_hash(domain)}", domain)
+        self._note("place", f"{level}/{schema.hash_of(domain)}", domain)
         self._found.add((level, domain))
 
     def mark_applied(self, segment: str, digest: str) -> None:
@@ -189,7 +171,7 @@ class WeaviateIndex:
     def clear(self) -> None:
         """Empties the index; the ledger can fill it again."""
         self._writable()
-        drop(self._server, self.memory)
+        schema.drop(self._server, self.memory)
         self._meta()
 
     def _writable(self) -> None:
@@ -201,7 +183,7 @@ class WeaviateIndex:
     def get(self, entry_ids: Sequence[str]) -> list[Entry]:
         """Entries by id in the asked order, retired ones included; unknown ids are left out."""
         found: dict[str, Entry] = {}
-        keys = [_uuid(one) for one in dict.fromkeys(entry_ids)]
+        keys = [schema.uuid_of(one) for one in dict.fromkeys(entry_ids)]
         for start in range(0, len(keys), PAGE):
             part = keys[start : start + PAGE]
             for level, domain in self._places():
@@ -210,7 +192,7 @@ class WeaviateIndex:
                         client, level, domain
                     ).query.fetch_objects_by_ids(part, limit=PAGE, return_properties=["body"])
                 )
-                found |= {entry.entry_id: entry for entry in map(_entry, page.objects)}
+                found |= {entry.entry_id: entry for entry in map(schema.entry_of, page.objects)}
         return [found[entry_id] for entry_id in entry_ids if entry_id in found]
 
     def entries(self, *, live_only: bool = True) -> list[Entry]:
@@ -227,7 +209,7 @@ class WeaviateIndex:
                     limit=PAGE, after=after, return_properties=["body"]
                 )
             ).objects
-            yield from map(_entry, page)
+            yield from map(schema.entry_of, page)
             if len(page) < PAGE:
                 return
             after = page[-1].uuid
@@ -246,7 +228,7 @@ class WeaviateIndex:
         if limit <= 0:
             return []
         weight = self.alpha if alpha is None else alpha
-        text = _clean(query)
+        text = schema.clean(query)
         vector = self.embedder.embed([text])[0]
         words = " ".join(words_of(text))
         found: list[tuple[Entry, float]] = []
@@ -264,7 +246,7 @@ class WeaviateIndex:
         level, domain, scope = place
         filters = Filter.by_property("live").equal(True)
         if scope is not None:
-            filters = filters & Filter.by_property("scope_key").equal(_hash(scope))
+            filters = filters & Filter.by_property("scope_key").equal(schema.hash_of(scope))
 
         def work(client: Any) -> Any:
             at = self._at(client, level, domain)
@@ -272,8 +254,8 @@ class WeaviateIndex:
                 return at.query.fetch_objects(filters=filters, limit=limit, return_properties=["body"])
             return at.query.hybrid(
                 query=words,
-                vector={VECTOR: vector.tolist()},
-                target_vector=VECTOR,
+                vector={schema.VECTOR: vector.tolist()},
+                target_vector=schema.VECTOR,
                 alpha=alpha,
                 query_properties=["text"],
                 fusion_type=HybridFusion.RELATIVE_SCORE,
@@ -283,109 +265,22 @@ class WeaviateIndex:
                 return_metadata=MetadataQuery(score=True),
             )
 
-        return [(_entry(one), round(float(one.metadata.score or 0.0), 6)) for one in self._server.call(work).objects]
+        return [
+            (schema.entry_of(one), round(float(one.metadata.score or 0.0), 6))
+            for one in self._server.call(work).objects
+        ]
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[schema.Place]:
         """What has tenants; a reader looks again, since the committer may have added some."""
         if self.read_only:
             self._look()
         return sorted(self._found)
 
     def _tenant(self, domain: str) -> str:
-        return f"{self.memory}-{_hash(domain)}"
+        return f"{self.memory}-{schema.hash_of(domain)}"
 
     def _at(self, client: Any, level: Level, domain: str) -> Any:
-        return client.collections.get(COLLECTIONS[level]).with_tenant(self._tenant(domain))
+        return client.collections.get(schema.COLLECTIONS[level]).with_tenant(self._tenant(domain))
 
     def close(self) -> None:
         self._server.close()
-
-
-def _properties(entry: Entry, text: str) -> dict[str, Any]:
-    return {
-        "entry_id": entry.entry_id,
-        "live": entry.status == "live",
-        "scope_key": _hash(entry.scope),
-        "text": text,
-        "body": canonical_json(entry).encode("utf-8", "replace").decode(),
-    }
-
-
-def _entry(found: Any) -> Entry:
-    try:
-        return Entry.model_validate_json(found.properties["body"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptionError(
-            f"Weaviate object {found.uuid} holds no entry: {str(error).splitlines()[0]}",
-            "an entry's record",
-            "`opd memory reindex`",
-        ) from None
-
-
-def _check(stored: Mapping[str, str], mine: Mapping[str, str]) -> None:
-    if stored["schema_version"] != mine["schema_version"]:
-        raise SchemaError(
-            f"the memory on Weaviate has schema {stored['schema_version']}",
-            f"schema {mine['schema_version']}",
-            "upgrade: pip install -U opd-evolver, or `opd memory reindex`",
-        )
-    seen, wanted = ((of["embedder"], of["dimension"]) for of in (stored, mine))
-    if seen != wanted:
-        raise SetupError(
-            f"the memory on Weaviate was made by embedder {seen[0]} ({seen[1]} dimensions)",
-            f"{wanted[0]} ({wanted[1]})",
-            "set memory.embedder back, or `opd memory reindex`",
-        )
-
-
-def create_collections(client: Any) -> None:
-    """The collections, where they are missing; two processes may try at once."""
-    from weaviate.classes.config import Configure, DataType, Property, Tokenization
-    from weaviate.exceptions import UnexpectedStatusCodeError
-
-    def word(name: str) -> Any:
-        return Property(name=name, data_type=DataType.TEXT, tokenization=Tokenization.FIELD, index_searchable=False)
-
-    silent = Property(name="body", data_type=DataType.TEXT, index_filterable=False, index_searchable=False)
-    told = Property(name="text", data_type=DataType.TEXT, tokenization=Tokenization.WORD, index_filterable=False)
-    live = Property(name="live", data_type=DataType.BOOL)
-    for name in (*COLLECTIONS.values(), NOTES):
-        if client.collections.exists(name):
-            continue
-        try:
-            if name == NOTES:
-                client.collections.create(
-                    name,
-                    properties=[word("memory"), word("kind"), word("name"), word("value")],
-                    vector_config=Configure.Vectors.self_provided(name=VECTOR),
-                )
-            else:
-                client.collections.create(
-                    name,
-                    properties=[word("entry_id"), live, word("scope_key"), told, silent],
-                    vector_config=Configure.Vectors.self_provided(name=VECTOR),
-                    multi_tenancy_config=Configure.multi_tenancy(
-                        enabled=True, auto_tenant_creation=True, auto_tenant_activation=True
-                    ),
-                )
-        except UnexpectedStatusCodeError:
-            if not client.collections.exists(name):
-                raise
-
-
-def drop(server: Server, memory: str) -> None:
-    """Removes everything of one memory from the server; again is a no-op."""
-    from weaviate.classes.query import Filter
-
-    def work(client: Any) -> None:
-        for name in COLLECTIONS.values():
-            if client.collections.exists(name):
-                collection = client.collections.get(name)
-                mine = [one for one in collection.tenants.get() if one.startswith(f"{memory}-")]
-                if mine:
-                    collection.tenants.remove(mine)
-        if client.collections.exists(NOTES):
-            notes = client.collections.get(NOTES)
-            notes.data.delete_many(where=Filter.by_property("memory").equal(memory))
-
-    server.call(work)

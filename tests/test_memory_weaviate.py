@@ -1,0 +1,170 @@
+"""What only a server has: it is killed, wiped, down, refuses; vectors and tenants are looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from memory_cases import filled, tip, wave
+from weaviate_server import TestServer, serving
+
+from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.memory import stores
+from opd_evolver.memory.store import LEDGER_FOLDER, Memory
+from opd_evolver.params import MemoryParams
+from opd_evolver.settings import load_settings
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+    with serving(tmp_path_factory.mktemp("weaviate")) as started:
+        yield started
+
+
+@pytest.fixture
+def remote(server: TestServer) -> Iterator[MemoryParams]:
+    with patch.dict(os.environ, server.settings):
+        load_settings.cache_clear()
+        yield MemoryParams(store="weaviate")
+    load_settings.cache_clear()
+
+
+def test_a_killed_server_loses_nothing_and_is_waited_for(
+    tmp_path: Path, server: TestServer, remote: MemoryParams
+) -> None:
+    import threading
+
+    with Memory.open(tmp_path, remote) as memory:
+        memory.commit(wave(0))
+        server.kill()
+        starter = threading.Timer(1.5, server.start)
+        starter.start()
+        memory.commit(wave(1))
+        starter.join()
+        assert len(memory.entries()) == 8 and len(memory.index.applied()) == 2
+    with Memory.open(tmp_path, remote) as memory:
+        found = memory.digest()
+    filled(tmp_path / "other" / LEDGER_FOLDER, 2).close()
+    with Memory.open(tmp_path / "other") as embedded:
+        assert embedded.digest() == found
+
+
+def test_a_wiped_server_is_filled_again_from_the_ledger(tmp_path: Path, remote: MemoryParams) -> None:
+    with Memory.open(tmp_path, remote) as memory:
+        memory.commit(wave(0))
+        before = memory.digest()
+        memory.index.clear()
+    with Memory.open(tmp_path, remote) as memory:
+        assert memory.digest() == before
+
+
+def test_a_batch_that_fails_is_an_error(tmp_path: Path, remote: MemoryParams) -> None:
+    from opd_evolver.memory import weaviate_schema
+
+    with Memory.open(tmp_path, remote) as memory:
+        real = weaviate_schema.properties_of
+        with (
+            patch.object(
+                weaviate_schema, "properties_of", lambda entry, text: {**real(entry, text), "live": "perhaps"}
+            ),
+            pytest.raises(OutageError, match="refused 4 of 4"),
+        ):
+            memory.commit(wave(0))
+    with Memory.open(tmp_path, remote) as memory:
+        assert len(memory.entries()) == 4, "the ledger had it; the next open brings it in"
+
+
+def test_another_embedder_is_refused(tmp_path: Path, remote: MemoryParams) -> None:
+    from opd_evolver.memory.embed import HashEmbedder
+
+    with Memory.open(tmp_path, remote) as memory:
+        memory.commit(wave(0))
+    with (
+        patch.object(stores, "open_embedder", lambda name: HashEmbedder(64)),
+        pytest.raises(SetupError, match="hash-64"),
+    ):
+        Memory.open(tmp_path, remote)
+
+
+def test_discard_takes_everything_off_the_server(tmp_path: Path, remote: MemoryParams) -> None:
+    from opd_evolver.memory import weaviate_schema
+    from opd_evolver.memory.weaviate_server import open_server
+
+    with Memory.open(tmp_path, remote) as memory:
+        memory.commit(wave(0))
+    name = stores.name_of(tmp_path)
+    stores.discard(tmp_path)
+    stores.discard(tmp_path)
+    opened = open_server()
+    try:
+        collection = opened.call(lambda client: client.collections.get(weaviate_schema.COLLECTIONS["tip"]))
+        assert not [tenant for tenant in collection.tenants.get() if tenant.startswith(str(name))]
+    finally:
+        opened.close()
+
+
+def test_no_server_is_one_line_with_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPD_WEAVIATE_URL", "OPD_WEAVIATE_API_KEY", "OPD_WEAVIATE_GRPC_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    params = MemoryParams(store="weaviate")
+    load_settings.cache_clear()
+    with pytest.raises(SetupError, match="opd up --store weaviate"):
+        Memory.open(tmp_path / "live", params)
+    monkeypatch.setenv("OPD_WEAVIATE_URL", "http://127.0.0.1:9")
+    load_settings.cache_clear()
+    with pytest.raises(SetupError, match=r"no Weaviate answers at http://127.0.0.1:9.*opd up"):
+        Memory.open(tmp_path / "live", params)
+    load_settings.cache_clear()
+
+
+def test_a_wrong_key_is_said_at_once(tmp_path: Path, server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**server.settings, "OPD_WEAVIATE_API_KEY": "wrong"}.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    with pytest.raises(SetupError, match="refuses the key"):
+        Memory.open(tmp_path / "live", MemoryParams(store="weaviate"))
+    load_settings.cache_clear()
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from opd_evolver.memory.weaviate_server import Address, Server
+
+    monkeypatch.setattr(Server, "_connected", lambda self: object())
+    server = Server(Address(url="http://127.0.0.1:9", grpc_port=9), 0.3)
+
+    def down(client: object) -> None:
+        raise ConnectionError("refused")
+
+    with pytest.raises(OutageError, match="opd resume"):
+        server.call(down)
+    assert "does not answer: waiting (0 s of 0 s)" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        server.call(lambda client: 1 // 0)
+
+
+def test_vectors_are_ours(tmp_path: Path, remote: MemoryParams) -> None:
+    from opd_evolver.memory import weaviate_schema
+    from opd_evolver.memory.embed import HashEmbedder
+    from opd_evolver.memory.levels import embed_text
+    from opd_evolver.memory.weaviate_server import open_server
+
+    late = tip("late", "4")
+    with Memory.open(tmp_path, remote) as memory:
+        memory.index.upsert([late])
+        tenant = memory.index._tenant("sql")  # type: ignore[attr-defined]
+    opened = open_server()
+    try:
+        at = opened.call(lambda client: client.collections.get(weaviate_schema.COLLECTIONS["tip"]).with_tenant(tenant))
+        [found] = at.query.fetch_objects(include_vector=True).objects
+        assert np.allclose(found.vector["text"], HashEmbedder().embed([embed_text(late)])[0], atol=1e-6)
+        assert json.loads(found.properties["body"])["entry_id"] == late.entry_id
+    finally:
+        opened.close()
