@@ -187,7 +187,6 @@ for name in sorted(set(os.listdir("/dev")) - {"null", "zero", "full", "random", 
     print("ESCAPED", name)
 print("held")
 """
-
 # Each says how far it came, and stops by itself where it would begin to hurt.
 FORKS = """
 import os, signal, sys
@@ -241,7 +240,6 @@ except OSError:
     pass
 print(n)
 """
-
 ONE_FILE = """
 import signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -254,7 +252,6 @@ except OSError:
     pass
 print(int(n))
 """
-
 OPEN_FILES = """
 import os, sys
 most, held = int(sys.argv[1]), []

@@ -10,21 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_attacks import FORKS
+from sandbox_boxes import box_of
 
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.sandbox import Isolation, Limits, Sandbox, commands, probe, run, seccomp
-from opd_evolver.sandbox.limits import MODES, Mode
+from opd_evolver.sandbox.limits import MODES
 from opd_evolver.sandbox.probe import try_mode
 from opd_evolver.sandbox.tree import tree
 
 
 @pytest.fixture(scope="module", params=MODES)
 def box(request: pytest.FixtureRequest) -> Sandbox:
-    mode: Mode = request.param
-    found = try_mode(mode)
-    if found.mode is None:
-        pytest.skip(f"no {mode} here: {found.detail}")
-    return Sandbox(mode)
+    return box_of(request.param)
 
 
 def test_the_exit_code_and_both_streams_come_back(box: Sandbox) -> None:
