@@ -80,7 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
         ("status", "what runs"),
         ("down", "stop what `opd up` started"),
     ):
-        _command(commands, name, f"stack:{name}", text)
+        served = _command(commands, name, f"stack:{name}", text)
+        if name == "up":
+            served.add_argument(
+                "--store", choices=("embedded", "weaviate"), default="embedded", help="weaviate: host the memory, too"
+            )
     return parser
 
 

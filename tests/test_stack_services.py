@@ -83,7 +83,7 @@ def test_an_address_in_dotenv_is_respected_too(folder: Path) -> None:
 
 def test_a_service_that_dies_says_its_last_line(tmp_path: Path) -> None:
     env = services.environment(tmp_path, MARK, "http://127.0.0.1:1/api")
-    service = services.spawn(tmp_path, "prefect", ["no_such_module"], env)
+    service = services.spawn(tmp_path, "prefect", [sys.executable, "-m", "no_such_module"], env)
     with pytest.raises(OutageError, match="No module named no_such_module") as caught:
         services.wait("prefect", service, lambda: False)
     assert "prefect.log" in caught.value.mend and caught.value.exit_code == 3

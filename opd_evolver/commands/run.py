@@ -65,8 +65,9 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
     from opd_evolver.settings import load_settings
 
     if given.up:
-        gpu = ("worker-gpu",) if prepared.params.flows.placement == "deployment" else ()
-        with stack.running(load_settings(), extras=gpu):
+        params = prepared.params
+        wanted = {"worker-gpu": params.flows.placement == "deployment", "weaviate": params.memory.store == "weaviate"}
+        with stack.running(load_settings(), extras=tuple(name for name, asked in wanted.items() if asked)):
             dispatch.through_worker(prepared, watch.tick)
         return
     stack.mend(load_settings())  # a worker that was killed would never take the run

@@ -20,8 +20,10 @@ def up(given: argparse.Namespace) -> int:
     """Start what does not run yet."""
     from opd_evolver import stack
     from opd_evolver.settings import load_settings
+    from opd_evolver.stack.begun import EXTRAS
 
-    _print(stack.up(load_settings()), given)
+    extras = (*EXTRAS, *(("weaviate",) if given.store == "weaviate" else ()))
+    _print(stack.up(load_settings(), extras=extras), given)
     return 0
 
 

@@ -57,6 +57,7 @@ class Stack(Record):
     mark: str
     prefect_port: int
     mlflow_port: int | None = None
+    weaviate_port: int | None = None
     deployed: str = ""
     services: dict[str, Service] = Field(default_factory=dict)
 
@@ -144,14 +145,14 @@ def environment(project: Path, mark: str, api_url: str) -> dict[str, str]:
     }
 
 
-def spawn(project: Path, name: str, arguments: Sequence[str], env: Mapping[str, str]) -> Service:
-    """Start `python -m …` in a session of its own, with its output in .opd/logs/<name>.log."""
+def spawn(project: Path, name: str, command: Sequence[str], env: Mapping[str, str]) -> Service:
+    """Start a command in a session of its own, with its output in .opd/logs/<name>.log."""
     log = project / ".opd" / "logs" / f"{name}.log"
     with explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
             child = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                list(command),
                 cwd=project,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,

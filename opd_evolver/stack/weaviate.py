@@ -6,12 +6,15 @@ version, hence the API key, which is made at the first start and kept in a file 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from opd_evolver.errors import SetupError
+from opd_evolver.stack import services
 
 BINARY = "weaviate-server"
 INSTALL = "bash infra/weaviate/install.sh (builds it with Go, 3 to 5 minutes)"
@@ -41,6 +44,29 @@ def key(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(made + "\n")
     return made
+
+
+def address_path(project: Path) -> Path:
+    """Where runs in this folder find the server: written by `opd up`, removed by `opd down`."""
+    return project / ".opd" / "weaviate.json"
+
+
+def start(project: Path, inherited: Mapping[str, str]) -> tuple[services.Service, int]:
+    """Starts the server of a project; its data and key stay in .opd/weaviate when it is stopped.
+
+    Returns:
+        The process, and the port of its REST interface.
+    """
+    ports = {name: services.choose_port(project, f"weaviate-{name}", None) for name in PORTS}
+    home = project / ".opd" / "weaviate"
+    api_key = key(home / "key")
+    told = {"url": f"http://{HOST}:{ports['rest']}", "grpc_port": ports["grpc"], "api_key": api_key}
+    path = address_path(project)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(told, file)
+    environ = {**inherited, **environment(home / "data", api_key, ports)}
+    return services.spawn(project, "weaviate", arguments(ports["rest"]), environ), ports["rest"]
 
 
 def arguments(port: int) -> list[str]:
