@@ -176,6 +176,17 @@ for folder in ("/usr/bin", "/usr/lib"):
 print("held")
 """
 
+# Arguments: the namespaces of the machine.
+PLACE = """
+import os, sys
+for name in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+    if os.readlink(f"/proc/self/ns/{name}") in sys.argv[1:]: print("ESCAPED namespace", name)
+own = {"bin", "lib", "lib32", "lib64", "usr", "etc", "dev", "proc", "python", "tmp", "work"}
+for name in sorted(set(os.listdir("/")) - own): print("ESCAPED into", name)
+for name in sorted(set(os.listdir("/etc")) - {"ld.so.cache", "alternatives"}): print("ESCAPED into etc", name)
+print("held")
+"""
+
 DEVICES = """
 import os, stat
 for kind, number in ((stat.S_IFCHR, os.makedev(1, 1)), (stat.S_IFBLK, os.makedev(7, 0))):
@@ -186,81 +197,6 @@ for kind, number in ((stat.S_IFCHR, os.makedev(1, 1)), (stat.S_IFBLK, os.makedev
 for name in sorted(set(os.listdir("/dev")) - {"null", "zero", "full", "random", "urandom", "fd", "shm"}):
     print("ESCAPED", name)
 print("held")
-"""
-# Each says how far it came, and stops by itself where it would begin to hurt.
-FORKS = """
-import os, signal, sys
-most, children = int(sys.argv[1]), []
-try:
-    while len(children) < most:
-        child = os.fork()
-        if child == 0:
-            signal.pause()
-        children.append(child)
-except OSError:
-    pass
-print(len(children), flush=True)
-for child in children:
-    os.kill(child, signal.SIGKILL)
-"""
-
-THREADS = """
-import sys, threading
-most, wait, n = int(sys.argv[1]), threading.Event(), 0
-threading.stack_size(65536)
-try:
-    while n < most:
-        threading.Thread(target=wait.wait, daemon=True).start(); n += 1
-except RuntimeError:
-    pass
-print(n, flush=True)
-wait.set()
-"""
-
-MEMORY = """
-import sys
-most, held = int(sys.argv[1]), []
-try:
-    while len(held) * 4 < most:
-        held.append(bytearray(4 << 20))
-except MemoryError:
-    pass
-print(len(held) * 4)
-"""
-
-DISK = """
-import sys
-most, n = int(sys.argv[1]), 0
-try:
-    while n < most:
-        with open(f"file-{n}", "wb") as file:
-            file.write(b"x" * (1 << 20))
-        n += 1
-except OSError:
-    pass
-print(n)
-"""
-ONE_FILE = """
-import signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-most, n = int(sys.argv[1]), 0
-try:
-    with open("file", "wb", buffering=0) as file:
-        while n < most:
-            n += file.write(b"x" * (1 << 20)) / (1 << 20)
-except OSError:
-    pass
-print(int(n))
-"""
-OPEN_FILES = """
-import os, sys
-most, held = int(sys.argv[1]), []
-try:
-    while len(held) < most:
-        held.append(os.open("/dev/null", os.O_RDONLY))
-except OSError:
-    pass
-print(len(held))
 """
 
 # A daemon with a name of its own: detached, its own session, no pipe of ours. `$2`: keeps our stdout open.

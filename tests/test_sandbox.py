@@ -9,7 +9,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sandbox_attacks import FORKS
+from sandbox_bounds import FORKS
 from sandbox_boxes import box_of
 
 from opd_evolver.errors import OutageError, SetupError

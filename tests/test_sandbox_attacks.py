@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import sandbox_attacks as attacks
+import sandbox_bounds as bounds
 from sandbox_boxes import box_of
 
 from opd_evolver.sandbox import LANGUAGES, Limits, Outcome, Sandbox, probe
@@ -165,6 +166,13 @@ def test_no_rights_and_no_way_to_any(box: Sandbox, tmp_path: Path) -> None:
     assert "ESCAPED new privileges" in control and "ESCAPED setuid files" in control
 
 
+def test_it_is_another_place(box: Sandbox, tmp_path: Path) -> None:
+    here = [os.readlink(path) for path in Path("/proc/self/ns").iterdir()]
+    held(box.run("python", attacks.PLACE, here))
+    control = unisolated("python", attacks.PLACE, *here, cwd=tmp_path)
+    assert control.count("ESCAPED namespace") == 7 and "ESCAPED into etc" in control
+
+
 def test_no_devices(box: Sandbox, tmp_path: Path) -> None:
     held(box.run("python", attacks.DEVICES))
     assert "ESCAPED" in unisolated("python", attacks.DEVICES, cwd=tmp_path)
@@ -173,12 +181,12 @@ def test_no_devices(box: Sandbox, tmp_path: Path) -> None:
 # ── limits: each attack says how far it came ──────────────────────────────────────────────────
 
 BOUNDS = {
-    "processes": (attacks.FORKS, Limits(processes=8), 8, 24),
-    "threads": (attacks.THREADS, Limits(processes=8), 8, 24),
-    "memory in MiB": (attacks.MEMORY, Limits(memory_bytes=64 << 20), 64, 96),
-    "disk in MiB": (attacks.DISK, Limits(disk_bytes=4 << 20), 4, 6),
-    "one file in MiB": (attacks.ONE_FILE, Limits(file_bytes=2 << 20), 2, 4),
-    "open files": (attacks.OPEN_FILES, Limits(open_files=32), 32, 48),
+    "processes": (bounds.FORKS, Limits(processes=8), 8, 24),
+    "threads": (bounds.THREADS, Limits(processes=8), 8, 24),
+    "memory in MiB": (bounds.MEMORY, Limits(memory_bytes=64 << 20), 64, 96),
+    "disk in MiB": (bounds.DISK, Limits(disk_bytes=4 << 20), 4, 6),
+    "one file in MiB": (bounds.ONE_FILE, Limits(file_bytes=2 << 20), 2, 4),
+    "open files": (bounds.OPEN_FILES, Limits(open_files=32), 32, 48),
 }
 
 
@@ -194,7 +202,7 @@ def test_what_a_program_takes_is_bounded(box: Sandbox, what: str, tmp_path: Path
 def test_a_fork_bomb_ends_with_the_wall_time(box: Sandbox) -> None:
     limits = Limits(wall_s=1.0, processes=12, output_bytes=1 << 20)
     # No bomb where its bound does not hold.
-    assert int(box.run("python", attacks.FORKS, ["24"], limits=limits).stdout) <= 12
+    assert int(box.run("python", bounds.FORKS, ["24"], limits=limits).stdout) <= 12
     most = 0
     seen = threading.Event()
     before = len(psutil.pids())
