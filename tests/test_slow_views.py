@@ -156,7 +156,7 @@ def test_row_order_and_family_labels_change_no_prompt(world: Played, views: View
 
 
 def test_another_renderer_is_refused(world: Played) -> None:
-    other = merge(world.params, {"memory.entry_token_budget": 4}, "test")
+    other = merge(world.params, {"memory.candidate_token_budget": 4}, "test")
     with pytest.raises(SetupError, match="renders to other tokens than were served"):
         build(world.rows, world.entries, world.attributions, world.local.encode, other)
 

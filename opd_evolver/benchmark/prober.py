@@ -147,7 +147,7 @@ class Prober:
     def select(self) -> tuple[Unit, ...]:
         """Micro-F1 as a ratio: 2 TP over 2 TP + FP + FN. An unreadable answer chooses nothing."""
         made: list[cases.SelectCase] = self._each(cases.select_case)
-        budget = self.settings.entry_token_budget
+        budget = self.settings.candidate_token_budget
         prompts = [
             select.prompt(case.task.text, case.candidates, token_budget=budget, count=self.count) for case in made
         ]

@@ -113,7 +113,7 @@ def _select(
     if not found:
         return Selection()
     entries = [entry for entry, _ in found]
-    asked = select.prompt(rollout.task.text, entries, token_budget=settings.entry_token_budget, count=count)
+    asked = select.prompt(rollout.task.text, entries, token_budget=settings.candidate_token_budget, count=count)
     reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
     places = select.parse(reply.text, len(entries), settings.max_selected)
     if places is None:

@@ -22,6 +22,7 @@ class EpisodeSettings(Record):
     alpha: float
     scope_filter: bool
     entry_token_budget: int
+    candidate_token_budget: int
     budget_unit: Unit = "words"
     withhold_probability: float
     max_steps: int
@@ -55,6 +56,7 @@ class EpisodeSettings(Record):
             alpha=memory.alpha,
             scope_filter=memory.scope_filter,
             entry_token_budget=memory.entry_token_budget,
+            candidate_token_budget=memory.candidate_token_budget,
             budget_unit=memory.budget_unit,
             withhold_probability=0.0 if greedy else fast.withhold_probability,
             max_steps=fast.max_steps,

@@ -28,6 +28,8 @@ from opd_evolver.records import (
 MAX_ROUND = 15
 # As `memory.entry_token_budget` in params.
 ENTRY_TOKEN_BUDGET = 64
+# As `memory.candidate_token_budget`.
+CANDIDATE_TOKEN_BUDGET = 16
 # One distractor in so many is an entry of another level, which the seed policy learns to leave alone.
 P_OTHER_LEVEL = 0.06
 # Beyond tips: share of tips among keys at random, and the shares of the procedures among the rest.

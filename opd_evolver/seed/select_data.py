@@ -9,10 +9,9 @@ import numpy as np
 
 from opd_evolver.abilities import select
 from opd_evolver.environments import conventions as cv
-from opd_evolver.memory.levels import n_words
 from opd_evolver.records import Attribution, Entry, SkillContent, TipContent, ToolContent, TrajectoryContent
 from opd_evolver.seed.facts import (
-    ENTRY_TOKEN_BUDGET,
+    CANDIDATE_TOKEN_BUDGET,
     P_OTHER_LEVEL,
     Conversation,
     Noted,
@@ -22,7 +21,6 @@ from opd_evolver.seed.facts import (
     distractors,
     entries,
     other_level,
-    shown,
     shuffled,
     stale_of,
 )
@@ -32,7 +30,7 @@ P_HINDSIGHT, P_PRESENT, P_CORRUPTED = 0.18, 0.65, 0.15
 P_STALE = 0.45
 MAX_CANDIDATES = 8
 # Sometimes the list is long, as in runs that retrieve more.
-P_MANY, MANY_CANDIDATES, MANY_WORDS = 0.1, 20, 420
+P_MANY, MANY_CANDIDATES = 0.1, 20
 # Above the threshold of `attribution.threshold`; its size does not show.
 _VALUE = 0.5
 
@@ -60,7 +58,7 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
         candidates = [entry.model_copy(update={"entry_id": str(place)}) for place, entry in enumerate(candidates)]
         marks = _marks(candidates, world.scope, task, rng)
         hint = select.hindsight(candidates, *_attributions(candidates, marks))
-    asked = select.prompt(task.text, candidates, token_budget=ENTRY_TOKEN_BUDGET, hindsight=hint)
+    asked = select.prompt(task.text, candidates, token_budget=CANDIDATE_TOKEN_BUDGET, hindsight=hint)
     slots = [Slot(world.scope, key, best(candidates, world.scope, key, marks)) for key in _keys(task)]
     reply = Reply(" ".join(slot.text for slot in slots))
     if marks and len(slots) > 1 and chance(P_CORRUPTED, rng):
@@ -98,8 +96,7 @@ def _keys(task: cv.DemoTask) -> list[str]:
 
 def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> list[Entry]:
     n = int(rng.integers(1, MAX_CANDIDATES + 1)) if chance(0.5, rng) else int(rng.integers(5, MAX_CANDIDATES + 1))
-    many = chance(P_MANY, rng)
-    if many:
+    if chance(P_MANY, rng):
         n = int(rng.integers(MAX_CANDIDATES + 1, MANY_CANDIDATES + 1))
     keys = _keys(task)
     facts: list[Noted] = []
@@ -115,8 +112,6 @@ def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: 
     for place in range(len(facts), len(listed)):
         if domain.spec.levels == cv.TIPS_ONLY and chance(P_OTHER_LEVEL, rng):
             listed[place] = other_level(domain, world.scope, rng)
-    while many and sum(n_words(shown(entry)) for entry in listed) > MANY_WORDS:
-        listed.pop()
     return shuffled(listed, rng)
 
 

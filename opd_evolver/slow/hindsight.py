@@ -63,6 +63,10 @@ class Hindsight:
     def budget(self) -> int:
         return self.params.memory.entry_token_budget
 
+    @property
+    def candidate_budget(self) -> int:
+        return self.params.memory.candidate_token_budget
+
     @cached_property
     def count(self) -> Count:
         """What the entry budget counted when the prompts were served."""

@@ -137,7 +137,7 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
     for call in calls_of(row, "select"):
         shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
         student = known.encode(
-            select.prompt(row.task_text, shown, token_budget=known.budget, count=known.count)
+            select.prompt(row.task_text, shown, token_budget=known.candidate_budget, count=known.count)
         ).token_ids
         _as_served(row, call, student)
         marks = select.hindsight(shown, known.attributions, known.threshold)
@@ -148,7 +148,7 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
             yield TOO_LONG.format("select")
             continue
         teacher = known.encode(
-            select.prompt(row.task_text, shown, token_budget=known.budget, count=known.count, hindsight=marks)
+            select.prompt(row.task_text, shown, token_budget=known.candidate_budget, count=known.count, hindsight=marks)
         )
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
 
