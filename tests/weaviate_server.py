@@ -55,6 +55,7 @@ class TestServer:
         }
 
     def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         log = (self.folder / "log").open("ab")
         environment = weaviate.environment(self.folder / "data", self.key, self.ports)
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
