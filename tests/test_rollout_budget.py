@@ -69,7 +69,12 @@ def test_a_text_only_policy_has_no_tokens() -> None:
 
 
 def prompts(unit: str, budget: int, entries: list[Entry]) -> dict[str, Prompt]:
-    params = small(memory__budget_unit=unit, memory__entry_token_budget=budget, fast__withhold_probability=0.0)
+    params = small(
+        memory__budget_unit=unit,
+        memory__entry_token_budget=budget,
+        memory__candidate_token_budget=budget,
+        fast__withhold_probability=0.0,
+    )
     policy = Speaker()
     with EnvironmentPool(lambda domain: Toy()) as pool:
         Runner(policy, pool, Shelf(entries), EpisodeSettings.of(params)).run([rollout()], 1)
