@@ -105,12 +105,14 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     erase = _command(actions, "erase", "memory_edit:erase", "forget an entry: ledger, index and every snapshot")
     erase.add_argument("entry_id", help="an id, or enough of its start")
     erase.add_argument("--reason", required=True, help="kept with the id in runs/NAME/erasures.jsonl")
+    copy = _command(actions, "copy", "memory_index:copy", "host the last round's memory in another store")
+    copy.add_argument("--to", choices=("embedded", "weaviate"), required=True)
     bring = _command(actions, "import", "memory_edit:import_", "bring other people's trajectories (docs/import.md)")
     bring.add_argument("file", help="one JSON object a line")
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring, erase):
+    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

@@ -42,6 +42,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "undo"): ("--name", "done"),
     ("memory", "reindex"): ("--name", "done"),
     ("memory", "erase"): ("ENTRY", "--reason", "test", "--name", "done"),
+    ("memory", "copy"): ("--to", "embedded", "--name", "done"),
     ("memory", "import"): ("IMPORT", "--dry-run", "--name", "done"),
     ("status",): (),
     ("down",): (),

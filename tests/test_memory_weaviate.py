@@ -14,7 +14,8 @@ from memory_cases import filled, tip, wave
 from weaviate_server import TestServer, serving
 
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.memory import stores
+from opd_evolver.memory import stores, weaviate_schema
+from opd_evolver.memory.snapshot import verify
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.settings import load_settings
@@ -166,5 +167,35 @@ def test_vectors_are_ours(tmp_path: Path, remote: MemoryParams) -> None:
         [found] = at.query.fetch_objects(include_vector=True).objects
         assert np.allclose(found.vector["text"], HashEmbedder().embed([embed_text(late)])[0], atol=1e-6)
         assert json.loads(found.properties["body"])["entry_id"] == late.entry_id
+    finally:
+        opened.close()
+
+
+def test_copy_hosts_a_finished_round_and_counts_and_digests_are_equal(
+    tmp_path: Path, remote: MemoryParams, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import finished_run
+
+    from opd_evolver import cli
+
+    run = finished_run.build(tmp_path, finished_run.policy_folder(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    info = verify(run.paths.version(1) / "memory")
+    names = []
+    for _ in range(2):  # again replaces it
+        assert cli.main(["memory", "copy", "--to", "weaviate", "--name", finished_run.NAME, "--json"]) == 0
+        tree = json.loads(capsys.readouterr().out)
+        assert (tree["entries"], tree["digest_entries"]) == (info.n_entries, info.digest_entries)
+        assert tree["by_level"] == info.n_by_level
+        names.append(tree["memory"])
+    from opd_evolver.memory.weaviate_server import open_server
+
+    opened = open_server()
+    try:
+        notes = opened.call(
+            lambda client: client.collections.get(weaviate_schema.NOTES).query.fetch_objects(limit=1000)
+        )
+        known = {one.properties["memory"] for one in notes.objects}
+        assert names[1] in known and names[0] not in known
     finally:
         opened.close()

@@ -1,0 +1,41 @@
+"""`opd memory copy --to STORE`: the memory of the last finished round, hosted by another store."""
+
+from __future__ import annotations
+
+import argparse
+
+from opd_evolver import console, lineage
+from opd_evolver.errors import SetupError
+from opd_evolver.memory import stores
+from opd_evolver.memory.snapshot import restore
+from opd_evolver.memory.store import Memory
+from opd_evolver.steps import prepare
+
+
+def copy(given: argparse.Namespace) -> int:
+    """Rebuild the index from the ledger in `--to`; counts and digests must be those of the snapshot."""
+    run = lineage.open_run(prepare.artifact_root(), given.name)
+    finished = run.finished_rounds()
+    if not finished:
+        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {given.name}")
+    round_ = finished[-1]
+    params = run.params.memory.model_copy(update={"store": given.to})
+    folder = run.paths.run / "hosted" / given.to
+    info = restore(run.owner(round_).version(round_) / "memory", folder, params)
+    with Memory.open(folder, params, read_only=True) as memory:
+        by_level = memory.counts_by_level()
+    tree = {
+        "lineage": run.lineage,
+        "round": round_,
+        "store": given.to,
+        "folder": str(folder),
+        "memory": stores.name_of(folder),
+        "entries": info.n_entries,
+        "by_level": by_level,
+        "digest_entries": info.digest_entries,
+        "digest_ledger": info.digest_ledger,
+    }
+    named = f" as memory {tree['memory']}" if tree["memory"] else ""
+    text = f"round {round_} of `{run.lineage}`: {info.n_entries} entries in {given.to}{named}, digests equal; {folder}"
+    console.result(tree, text, as_json=given.json)
+    return 0
