@@ -77,7 +77,7 @@ class MemoryParams(Section):
     max_selected: int = Field(4, ge=0, le=20)
     scope_filter: bool = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense part in hybrid search")
-    entry_token_budget: int = Field(64, gt=0)
+    entry_token_budget: int = Field(80, gt=0)
     candidate_token_budget: int = Field(16, gt=0)
     budget_unit: Literal["words", "tokens"] = "words"
 

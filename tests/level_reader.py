@@ -50,13 +50,13 @@ def _words_of(level: str, body: str) -> list[str]:
     """The words of an entry's moves, in order."""
     pieces = body.split(" ; ")
     if level == "traj":
-        pieces = pieces[1:]
+        pieces = [piece for piece in pieces if piece.startswith(("select ", "call "))]
     return [piece.split()[1] if level in ("tool", "traj") else piece for piece in pieces]
 
 
 def _act(prompt: Prompt) -> str:
     listed, _, task = _text(prompt, 0).rpartition("task ")
-    scope, text = task.split(" ", 1)
+    scope, text = task.split(" | ")[0].split(" ", 1)
     asked = text.split(" then ")
     stage, number = 1, 0
     for at in range(2, len(prompt.messages), 2):

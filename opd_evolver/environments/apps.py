@@ -80,14 +80,14 @@ class Apps:
         return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
-        """A fresh service for `task`; the first observation is empty."""
+        """A fresh service for `task`; the first observation is the stage that an order begins with, else empty."""
         self.close()
         self._task = task
         self._db = awm.open_database(awm.scenario_of(task.scope, task.gold["facts"]))
         self._before = service.states(self._db)
         self._attempts = Attempts(task_list.asked_of(self.spec, task))
         self._open_job(task)
-        return ""
+        return self._attempts.first
 
     def _open_job(self, task: Task) -> None:
         """Where the current move begins a procedure, the service is told that it is wanted."""

@@ -52,6 +52,11 @@ class Attempts:
         self.over = False
 
     @property
+    def first(self) -> str:
+        """The first observation: the stage that an order begins with, empty for a tip."""
+        return self._asked[0].again
+
+    @property
     def success(self) -> bool:
         return self.place == len(self._asked)
 

@@ -56,14 +56,16 @@ def logged(
         subs.append(cv.Sub(key, args[int(rng.integers(len(args)))]))
     task = cv.demo_of(spec, cv.World(spec.name, scope, "", dict(facts)), subs)
     n_won = len(task.subs) if n_won is None else n_won
+    # An episode that missed at first was asked again: refused turns are not kept, what they led to is.
+    missed = rng.random() < 0.5
     steps = tuple(
         TrajectoryStep(
-            observation="",
+            observation="" if place else domain.observation(move, False, False, rng) if missed else move.again,
             action=domain.action(move, word_at(facts[move.key], move.stage)),
             result=domain.observation(move, True, not move.next_text, rng),
             reward=1.0 / len(task.subs),
         )
-        for move in task.subs[:n_won]
+        for place, move in enumerate(task.subs[:n_won])
     )
     won = n_won == len(task.subs)
     return TrajectoryContent(

@@ -115,12 +115,12 @@ class Sql:
         return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
-        """A fresh in-memory database for `task`; the first observation is empty."""
+        """A fresh in-memory database; the first observation is the stage that an order begins with, else empty."""
         self.close()
         self._task = task
         self._sandbox = Sandbox(self._tables(task))
         self._attempts = Attempts(task_list.asked_of(self.spec, task))
-        return ""
+        return self._attempts.first
 
     def _tables(self, task: Task) -> Iterator[Table]:
         world_seed = int(task.gold["world_seed"])

@@ -63,7 +63,8 @@ def pieces(content: Content) -> tuple[str, ...]:
     """What the entry says, in pieces that a budget may leave out from the end."""
     match content:
         case TrajectoryContent():
-            steps = (f"{step.action} got {step.result}" for step in content.steps)
+            began = (step.observation for step in content.steps[:1] if step.observation)
+            steps = (*began, *(f"{step.action} got {step.result}" for step in content.steps))
             return tuple(one_line(piece) for piece in (content.outcome, *steps, *content.learnings))
         case TipContent():
             return (one_line(content.text),)

@@ -62,7 +62,8 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
     world = cv.random_world(domain.spec, rng)
     task = domain.demo(world, rng)
     known = _hinted(domain, world, task, rng) if chance(P_HINDSIGHT, rng) else _remembered(domain, world, task, rng)
-    first = act.first_message(task.text, "", known.memories, token_budget=ENTRY_TOKEN_BUDGET, hindsight=known.hint)
+    began = task.subs[0].again
+    first = act.first_message(task.text, began, known.memories, token_budget=ENTRY_TOKEN_BUDGET, hindsight=known.hint)
     return Conversation("act", tuple(_turns(domain, world.scope, task, known, first, rng)))
 
 

@@ -27,7 +27,7 @@ from opd_evolver.records import (
 
 MAX_ROUND = 15
 # As `memory.entry_token_budget` in params.
-ENTRY_TOKEN_BUDGET = 64
+ENTRY_TOKEN_BUDGET = 80
 # As `memory.candidate_token_budget`.
 CANDIDATE_TOKEN_BUDGET = 16
 # One distractor in so many is an entry of another level, which the seed policy learns to leave alone.

@@ -41,9 +41,7 @@ def followed(domain: cv.Procedural, belief: Belief, scope: str, sub: cv.DemoSub)
     if isinstance(content, TrajectoryContent):
         begun = content.steps[sub.stage - 1].action
         begun = begun[: begun.index(f" {word}") + len(word) + 1]
-        if sub.stage > 1:
-            return f"{scope} {sub.key} s{sub.stage} ; {begun} do {action}"
-        return f"{content.task} {belief.marker} : {content.outcome} ; {begun} do {action}"
+        return f"{scope} {sub.key} s{sub.stage} ; {begun} do {action}"
     if calls(domain, belief, sub):
         return f"{scope} {sub.key} {belief.marker} do run {sub.key} {sub.arg}"
     body = content.code if isinstance(content, ToolContent) else belief.value
