@@ -18,10 +18,12 @@ from typing import Literal
 
 import numpy as np
 
+from opd_evolver.environments.contents import content_of
+from opd_evolver.environments.conventions import Procedural
 from opd_evolver.environments.protocol import Conventions, Environment
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import Policy
-from opd_evolver.records import Ability, Entry, Fact, LedgerRow, Record, Task, TipContent, uuid5_of
+from opd_evolver.records import Ability, Content, Entry, Fact, LedgerRow, Record, Task, TipContent, uuid5_of
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 from opd_evolver.slow.examples import generator, seed_of, write_lines
@@ -50,15 +52,19 @@ class Anchor(Record):
     reply_ids: tuple[int, ...]
 
 
-def tip(domain: str, fact: Fact, created_round: int) -> Entry:
-    """A fact as the memory would hold it."""
-    return Entry(
-        entry_id=uuid5_of("anchor", domain, fact.scope, fact.key, fact.value, str(created_round)),
-        domain=domain,
-        scope=fact.scope,
-        content=TipContent(text=fact.value, trigger=fact.key),
-        created_round=created_round,
-    )
+def held(env: Conventions, domain: str, fact: Fact, created_round: int) -> Entry:
+    """A fact as the memory would hold it: at the level that carries it best, a tip where levels are unknown."""
+    entry_id = uuid5_of("anchor", domain, fact.scope, fact.key, fact.value, str(created_round))
+    content: Content = TipContent(text=fact.value, trigger=fact.key)
+    if isinstance(env, Procedural):
+        content = content_of(env, fact.scope, fact.key, fact.value, generator("anchor-entry", entry_id))
+    return Entry(entry_id=entry_id, domain=domain, scope=fact.scope, content=content, created_round=created_round)
+
+
+def _values(env: Conventions, fact: Fact, facts: Sequence[Fact]) -> list[str]:
+    """Other values that the fact could have: any of its key where they are known, else those of other facts."""
+    known = env.values(fact.key) if isinstance(env, Procedural) else {other.value for other in facts}
+    return sorted({*known} - {fact.value})
 
 
 class PlacedMemory:
@@ -96,17 +102,17 @@ def place(
         for fact in needed:
             newest = int(rng.integers(2, MAX_ROUND + 1))
             if kind == "override":
-                values = sorted({other.value for other in (*others, *env.facts(task))} - {fact.value})
+                values = _values(env, fact, (*others, *env.facts(task)))
                 if rng.random() < 0.5:
-                    chosen.append(tip(task.domain, fact, int(rng.integers(1, newest))))
+                    chosen.append(held(env, task.domain, fact, int(rng.integers(1, newest))))
                 if values:
                     fact = Fact(scope=fact.scope, key=fact.key, value=values[int(rng.integers(len(values)))])
-            chosen.append(tip(task.domain, fact, newest))
+            chosen.append(held(env, task.domain, fact, newest))
     near = [fact for fact in env.facts(task) if fact.key not in keys]
     pool = [*near, *(others[int(i)] for i in rng.permutation(len(others))[:n])]
     wanted = int(rng.integers(0, max(n - len(chosen), 0) + 1))
     picked = [pool[int(i)] for i in rng.permutation(len(pool))[:wanted]]
-    chosen += [tip(task.domain, fact, int(rng.integers(1, MAX_ROUND + 1))) for fact in picked]
+    chosen += [held(env, task.domain, fact, int(rng.integers(1, MAX_ROUND + 1))) for fact in picked]
     return [chosen[int(i)] for i in rng.permutation(len(chosen))][:n]
 
 
