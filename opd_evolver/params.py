@@ -156,6 +156,16 @@ class GateParams(Section):
     max_refusals: int = Field(3, gt=0)
 
 
+class ContractParams(Section):
+    """How far a round may move from the one before; every bound is widened by three standard errors."""
+
+    max_success_drop: float = Field(0.5, ge=0, le=1, description="a greater fall of success stops the round")
+    warn_success_drop: float = Field(0.1, ge=0, le=1)
+    max_fallback: float = Field(0.5, ge=0, le=1, description="a greater share of unreadable selections stops it")
+    tolerance: float = Field(0.5, ge=0, description="relative change of lengths and counts that warns")
+    max_level_divergence_nats: float = Field(0.5, ge=0, description="of the levels of what is written; warns")
+
+
 class FlowParams(Section):
     """Where and how wide things run. Changes no result, hence enters no key."""
 
@@ -177,6 +187,7 @@ class Params(Section):
     slow: SlowParams = SlowParams()
     benchmark: BenchmarkParams = BenchmarkParams()
     gate: GateParams = GateParams()
+    contracts: ContractParams = ContractParams()
     flows: FlowParams = FlowParams()
 
     def science(self) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from opd_evolver import contracts as data_contracts
+from opd_evolver import tracking
+from opd_evolver.console import say
+from opd_evolver.contracts import docs
+from opd_evolver.contracts import drift as drift_contract
+from opd_evolver.contracts import examples as example_contract
+from opd_evolver.contracts import ledger as ledger_contract
+from opd_evolver.contracts import memory as memory_contract
 from opd_evolver.durable import write_text
+from opd_evolver.errors import OutageError
 from opd_evolver.lineage import RunPaths
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
@@ -45,16 +53,41 @@ def examples(job: Job, out: Path) -> StepResult:
 
 
 def contracts(job: Job, out: Path) -> StepResult:
-    """Great Expectations over memory, ledger and examples; a failed one stops the round before training."""
-    reports = (
-        data_contracts.check_memory(job.path("memory")),
-        data_contracts.check_ledger(job.path("memory"), job.round),
-        data_contracts.check_examples(job.path("examples"), job.typed_params().slow.hindsight),
-    )
+    """Great Expectations over memory, ledger, examples and drift; a failed one stops the round before training."""
+    params, folder = job.typed_params(), job.path("memory")
+    checked = [
+        memory_contract.contract(folder),
+        ledger_contract.contract(folder, job.round),
+        example_contract.contract(job.path("examples"), params.slow.hindsight),
+        *drift_contract.contracts(folder, job.round, params.contracts),
+    ]
+    reports = [contract.check() for contract in checked]
     for report in reports:
         write_text(out / f"{report.name}.json", canonical_json(report) + "\n")
-    data_contracts.enforce(*reports)
-    return result(job, metrics={report.name: report.n_rows for report in reports})
+        for warning in report.warnings:
+            say(f"round {job.round}: {report.name} warns: {warning}")
+    page = "" if all(report.passed for report in reports) else _data_docs(job, checked, out / "data_docs")
+    data_contracts.enforce(*reports, docs=page)
+    return result(
+        job,
+        metrics={
+            **{report.name: report.n_rows for report in reports},
+            "warnings": sum(len(report.warnings) for report in reports),
+            "not_measured": [report.name for report in reports if not report.measured],
+        },
+    )
+
+
+def _data_docs(job: Job, checked: list[data_contracts.Contract], folder: Path) -> str:
+    """The page that shows what failed; MLflow gets it too, but its silence hides no failure."""
+    page = docs.build(checked, folder)
+    try:
+        tracking.open_tracker(Path(job.root), load_settings().mlflow_tracking_uri).log_folder(
+            job.lineage, folder, f"contracts/round-{job.round:03d}"
+        )
+    except OutageError as error:
+        say(f"MLflow has no copy of {page}: {error}")
+    return str(page)
 
 
 def distil(job: Job, out: Path) -> StepResult:
