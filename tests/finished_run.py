@@ -25,6 +25,8 @@ from opd_evolver.steps import plan, prepare, publish, resources, track
 NAME = "done"
 SMALL = {
     "rounds": 1,
+    # What the scripted agent speaks of.
+    "environments.levels": ["tip"],
     "fast.tasks_per_domain": 4,
     "fast.rollouts_per_task": 2,
     "fast.wave_tasks": 4,

@@ -74,10 +74,10 @@ def play(folder: Path, responder: Responder = spoilt, **overrides: Any) -> Playe
     settings = {"environments__domains": ["sql"], "fast__tasks_per_domain": 40, "fast__rollouts_per_task": 4}
     params = small(**{**settings, "fast__wave_tasks": 8, "fast__microbatch_rollouts": 32, **overrides})
     local = LocalPolicy.load(tiny_lfm2(folder / "policy"), max_prompt_tokens=params.policy.max_prompt_tokens)
-    many = registry.load("sql").tasks("deploy-train", 6 * params.fast.tasks_per_domain)
+    many = registry.load("sql", ("tip",)).tasks("deploy-train", 6 * params.fast.tasks_per_domain)
     families = {task.family for task in many[:2]}
     tasks = [task for task in many if task.family in families]
-    with Memory.open(folder / "live", params.memory) as memory, EnvironmentPool(registry.load) as pool:
+    with Memory.open(folder / "live", params.memory) as memory, EnvironmentPool(registry.loader(("tip",))) as pool:
         runner = Runner(Puppet(local, responder), pool, memory, EpisodeSettings.of(params))
         run_epoch(memory, plan_epoch(params, 1, {"sql": tasks}), runner, MaintenanceSettings.of(params))
         rows, entries = list(memory.ledger.rows()), memory.entries(live_only=False)

@@ -14,6 +14,7 @@ from opd_evolver.benchmark.measure import Benchmark, Contestant, RoundMeasuremen
 from opd_evolver.benchmark.protocols import FrozenProtocol, MemorySource, StreamingProtocol
 from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.environments import registry
+from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.snapshot import write_snapshot
@@ -27,6 +28,7 @@ from tests.benchmark_policies import reader
 
 PARAMS = Params.model_validate(
     {
+        "environments": {"levels": TIPS_ONLY},
         "benchmark": {
             "bootstrap_samples": 200,
             "test_tasks_per_domain": 24,
@@ -42,7 +44,7 @@ ESTIMATE = {"mean", "low", "high", "n_tasks", "n_families", "per_domain"}
 
 @pytest.fixture
 def pool() -> Iterator[EnvironmentPool]:
-    with EnvironmentPool(registry.load) as opened:
+    with EnvironmentPool(registry.loader(TIPS_ONLY)) as opened:
         yield opened
 
 
@@ -162,11 +164,11 @@ def test_a_torn_or_foreign_result_is_measured_again(pool: EnvironmentPool, tmp_p
 
 
 def test_an_outage_is_an_error_and_leaves_no_result(tmp_path: Path) -> None:
-    class Down(registry.load("sql").__class__):  # type: ignore[misc]
+    class Down(registry.load("sql", TIPS_ONLY).__class__):  # type: ignore[misc]
         def step(self, action: str) -> object:
             raise OutageError("engine down")
 
-    with EnvironmentPool(registry.load) as healthy:
+    with EnvironmentPool(registry.loader(TIPS_ONLY)) as healthy:
         held_out = Benchmark(PARAMS, healthy, ResultStore(None)).tasks("deploy-test", 2)
     with EnvironmentPool(lambda name: Down()) as broken, pytest.raises(OutageError):
         run_column(source(reader()), None, held_out[:2], FrozenProtocol(), PARAMS, broken, ResultStore(tmp_path))

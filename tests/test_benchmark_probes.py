@@ -11,6 +11,7 @@ from opd_evolver.benchmark import probe_cases as cases
 from opd_evolver.benchmark.prober import Prober
 from opd_evolver.benchmark.probes import ALL_PROBES, ProbeReport, evaluate_probes, probe_table, report_json
 from opd_evolver.environments import registry
+from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.errors import SetupError
 from opd_evolver.params import Params
 from opd_evolver.policy.scripted import ScriptedPolicy
@@ -18,12 +19,13 @@ from opd_evolver.records import GenerationRequest, Prompt, TipContent
 from opd_evolver.rollout.runner import EnvironmentPool
 from tests.benchmark_policies import reader, stubborn
 
-PARAMS = Params.model_validate({"benchmark": {"bootstrap_samples": 200}})
+# The reader here speaks of tips; families of every level have tests/test_levels_probes.py.
+PARAMS = Params.model_validate({"environments": {"levels": TIPS_ONLY}, "benchmark": {"bootstrap_samples": 200}})
 
 
 @pytest.fixture
 def pool() -> Iterator[EnvironmentPool]:
-    with EnvironmentPool(registry.load) as opened:
+    with EnvironmentPool(registry.loader(TIPS_ONLY)) as opened:
         yield opened
 
 

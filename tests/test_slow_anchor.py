@@ -11,6 +11,7 @@ from slow_world import Puppet, agent, played
 
 from opd_evolver.environments import registry
 from opd_evolver.environments.conventions import group_of, syllables
+from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Conventions
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import Entry, TipContent
@@ -27,7 +28,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> LocalPolicy:
 
 @pytest.fixture(scope="module")
 def anchors(local: LocalPolicy) -> list[anchor.Anchor]:
-    return anchor.build(Puppet(local, agent), registry.load, PARAMS)
+    return anchor.build(Puppet(local, agent), registry.loader(TIPS_ONLY), PARAMS)
 
 
 def scopes(local: LocalPolicy, found: anchor.Anchor) -> str:
@@ -59,7 +60,7 @@ def test_acting_is_rehearsed_with_memories_only(local: LocalPolicy, anchors: lis
 
 
 def test_the_same_seed_gives_the_same_anchors(local: LocalPolicy, anchors: list[anchor.Anchor], tmp_path: Path) -> None:
-    digest = anchor.write(Puppet(local, agent), registry.load, PARAMS, tmp_path / anchor.ANCHORS)
+    digest = anchor.write(Puppet(local, agent), registry.loader(TIPS_ONLY), PARAMS, tmp_path / anchor.ANCHORS)
     assert read_lines(tmp_path / anchor.ANCHORS, anchor.Anchor, digest) == anchors
 
 
@@ -72,7 +73,7 @@ def newest(entries: list[Entry], scope: str, key: str) -> str | None:
 
 @pytest.mark.parametrize("domain", ["sql", "apps"])
 def test_placed_memories(domain: str) -> None:
-    env = registry.load(domain)
+    env = registry.load(domain, TIPS_ONLY)
     assert isinstance(env, Conventions)
     tasks = env.tasks("seed", 40)
     for number, task in enumerate(tasks):
