@@ -1,8 +1,9 @@
-"""Writes that a `kill -9` leaves either undone or whole."""
+"""Writes that a `kill -9` leaves either undone or whole, and the reading of what they left."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,8 +11,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from opd_evolver.errors import SetupError
+from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.records import SCHEMA_VERSION
 
 
 def sync_folder(folder: Path) -> None:
@@ -117,3 +120,29 @@ def new_folder(target: Path) -> Iterator[Path]:
             sync_folder(target.parent)
         finally:
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        CorruptionError: unreadable; names the file.
+        SchemaError: written by a newer version.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise SetupError(f"no permission to read {path}", "a readable file", f"chmod u+r {path}") from None
+    except (OSError, ValueError) as error:
+        raise CorruptionError(
+            f"cannot read {path}: {error}", "a JSON object", f"restore {path} from a copy, or `dvc checkout`"
+        ) from None
+    if not isinstance(value, dict):
+        raise CorruptionError(f"{path} holds {type(value).__name__}", "a JSON object", f"restore {path} from a copy")
+    if int(value.get("schema_version", 0)) > SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema {value['schema_version']}",
+            f"at most {SCHEMA_VERSION}",
+            "upgrade: pip install -U opd-evolver",
+        )
+    return value

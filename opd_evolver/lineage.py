@@ -11,7 +11,6 @@ extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and und
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,8 @@ import yaml
 from pydantic import ValidationError
 
 from opd_evolver.durable import append_line, write_text
-from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.durable import read_json as read_json
+from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.params import Params, flat, nearest, validate
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
 
@@ -121,32 +121,6 @@ class Run:
         return self.summary(0) is not None and len(self.finished_rounds()) >= self.params.rounds
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object.
-
-    Raises:
-        CorruptionError: unreadable; names the file.
-        SchemaError: written by a newer version.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise SetupError(f"no permission to read {path}", "a readable file", f"chmod u+r {path}") from None
-    except (OSError, ValueError) as error:
-        raise CorruptionError(
-            f"cannot read {path}: {error}", "a JSON object", f"restore {path} from a copy, or `dvc checkout`"
-        ) from None
-    if not isinstance(value, dict):
-        raise CorruptionError(f"{path} holds {type(value).__name__}", "a JSON object", f"restore {path} from a copy")
-    if int(value.get("schema_version", 0)) > SCHEMA_VERSION:
-        raise SchemaError(
-            f"{path} has schema {value['schema_version']}",
-            f"at most {SCHEMA_VERSION}",
-            "upgrade: pip install -U opd-evolver",
-        )
-    return value
-
-
 def read_identity(root: Path, lineage: str) -> RunIdentity:
     """The identity of a lineage.
 
@@ -218,7 +192,8 @@ def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False)
     run = open_run(root, name)
     changed = differences(run.params, params)
     if changed and fork:
-        return _create(root, name, next_lineage(root, name), params, None, "fork", "; ".join(changed))
+        kept = run.identity.parent if _keeps_rounds(changed) else None
+        return _create(root, name, next_lineage(root, name), params, kept, "fork", "; ".join(changed))
     if changed:
         raise SetupError(
             f"run `{name}` has other science parameters ({'; '.join(changed)})",
@@ -229,6 +204,12 @@ def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False)
         rounds = max(params.rounds, run.params.rounds)
         run = Run(root, _write_identity(root, run.identity, params.model_copy(update={"rounds": rounds})))
     return run
+
+
+def _keeps_rounds(changed: list[str]) -> bool:
+    """Whether a fork may keep the rounds that a rollback kept: what was played and measured in them still holds."""
+    decisive = ("seed:", "policy.", "environments.", "benchmark.", "memory.embedder:", "memory.store:")
+    return not any(one.startswith(decisive) for one in changed)
 
 
 def next_lineage(root: Path, name: str) -> str:

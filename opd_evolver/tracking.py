@@ -240,6 +240,37 @@ class Tracker:
         if str(aliases.get(CHAMPION)) != str(version.version):
             self._client.set_registered_model_alias(registered, CHAMPION, version.version)
 
+    def champion(self, name: str) -> dict[str, str] | None:
+        """Tags of the policy that the alias `champion` of a run points to; None before the first promotion."""
+        registered = f"{EXPERIMENT}.{name}"
+        with self._explained():
+            found = self._client.search_registered_models(f"name = '{registered}'")
+            if not found or CHAMPION not in self._client.get_registered_model(registered).aliases:
+                return None
+            return dict(self._client.get_model_version_by_alias(registered, CHAMPION).tags)
+
+    def set_champion(self, name: str, policy_digest: str | None) -> bool:
+        """Point the alias `champion` of a run at a policy that was promoted before; None takes the alias away.
+
+        Returns:
+            Whether MLflow knows that policy.
+
+        Raises:
+            OutageError: the tracking address does not answer.
+        """
+        registered = f"{EXPERIMENT}.{name}"
+        with self._explained():
+            if not self._client.search_registered_models(f"name = '{registered}'"):
+                return False
+            if policy_digest is None:
+                self._client.delete_registered_model_alias(registered, CHAMPION)
+                return True
+            for version in self._client.search_model_versions(f"name = '{registered}'"):
+                if version.tags.get("policy.digest") == policy_digest:
+                    self._client.set_registered_model_alias(registered, CHAMPION, version.version)
+                    return True
+        return False
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """MLflow's many errors as ours: an address that does not answer is an outage, the rest is set-up."""
@@ -262,21 +293,5 @@ class Tracker:
 
 
 def open_tracker(root: Path, uri: str | None = None) -> Tracker:
-    """The tracker of a project: `uri` from the settings, else a database file in the project's folder.
-
-    Args:
-        root: the artifact root.
-        uri: OPD_MLFLOW_TRACKING_URI.
-    """
+    """The tracker of a project: `uri` (OPD_MLFLOW_TRACKING_URI), else a database file below the artifact root."""
     return Tracker(uri or f"sqlite:///{root.resolve() / 'mlflow.db'}", root / "mlartifacts")
-
-
-def champion(tracker: Tracker, name: str) -> dict[str, str] | None:
-    """Tags of the policy that the alias `champion` of a run points to; None before the first promotion."""
-    with tracker._explained():
-        registered = f"{EXPERIMENT}.{name}"
-        if not tracker._client.search_registered_models(f"name = '{registered}'"):
-            return None
-        if CHAMPION not in tracker._client.get_registered_model(registered).aliases:
-            return None
-        return dict(tracker._client.get_model_version_by_alias(registered, CHAMPION).tags)

@@ -17,6 +17,11 @@ import driver
 import pytest
 from conftest import Opd
 
+from opd_evolver import tracking
+from opd_evolver.lineage import open_or_create, open_run
+from opd_evolver.params import merge
+from opd_evolver.steps import plan, track
+
 pytestmark = pytest.mark.timeout(900)
 NAMED = ("entries", "ledger", "examples", "weights")
 
@@ -96,6 +101,47 @@ def test_another_science_parameter_gives_other_digests(
     assert contents(root, "m") == before
     assert opd("memory", "undo", "--name", "m").code == 0
     assert json.loads(opd("rounds", "m", "--json").out)["lineage"] == "m"
+
+
+def test_a_fork_after_a_rollback_keeps_the_rounds_before_it(
+    children: driver.Children, done: Done, root: Path, opd: Opd
+) -> None:
+    """Round 2 with another learning rate: other weights, the same round 1; what decides round 1 begins anew."""
+    assert opd("memory", "rollback", "1", "--name", "m").code == 0
+    changed = {**done.overrides, "rounds": 2, "slow.learning_rate": 3e-3}
+    assert children.run(root, "m", changed, fork=True) == 0, driver.said(root)
+    assert sorted(named(root, "m~3")) == [2]
+    ours, theirs = (dict(zip(NAMED, named(root, lineage)[2], strict=True)) for lineage in ("m", "m~3"))
+    assert ours["weights"] != theirs["weights"] and ours["ledger"] == theirs["ledger"]
+    assert [one["round"] for one in json.loads(opd("rounds", "m", "--json").out)["rounds"]] == [1, 2]
+    other = open_or_create(root, "m", merge(open_run(root, "m").params, {"seed": 5}, "test"), fork=True)
+    assert other.identity.parent is None, "another seed decides the first round, too"
+
+
+def test_rollback_verifies_memory_and_policy_before_it_changes_anything(root: Path, opd: Opd) -> None:
+    weights = root / "versions" / "m" / "round-001" / "policy" / "model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-4] + bytes(4))
+    said = opd("memory", "rollback", "1", "--name", "m")
+    assert said.code == 2 and "weights of round 1" in said.err and "dvc checkout" in said.err
+    assert open_run(root, "m").lineage == "m" and not (root / "runs" / "m~2").exists()
+    weights.write_bytes(sound)
+    assert opd("memory", "rollback", "1", "--name", "m").code == 0
+
+
+def test_the_alias_follows_rollback_and_undo(root: Path, opd: Opd) -> None:
+    run = open_run(root, "m")
+    for number in (0, 1, 2):
+        track.round_(run, number)
+    tracker = tracking.open_tracker(root)
+    digests = {number: summary["digests"]["weights"] for number in (1, 2) if (summary := run.summary(number))}
+    promoted = plan.champion(run, 3).round
+    back = plan.champion(run, 2).round
+    assert (tracker.champion("m") or {}).get("policy.digest") == digests.get(promoted)
+    assert opd("memory", "rollback", "1", "--name", "m").code == 0
+    assert (tracker.champion("m") or {}).get("policy.digest") == digests.get(back)
+    assert opd("memory", "undo", "--name", "m").code == 0
+    assert (tracker.champion("m") or {}).get("policy.digest") == digests.get(promoted)
 
 
 def roll_back_and_tell(root: Path, opd: Opd) -> str:

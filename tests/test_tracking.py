@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.tracking import EXPERIMENT, RoundRecord, Tracker, champion, open_tracker
+from opd_evolver.tracking import EXPERIMENT, RoundRecord, Tracker, open_tracker
 
 
 def record(round_: int, **changes: object) -> RoundRecord:
@@ -69,10 +69,10 @@ def test_models_are_known_by_digest_and_the_champion_is_the_promoted_one(tracker
     models = client.search_logged_models([experiment.experiment_id])
     assert sorted(model.tags["policy.digest"] for model in models) == ["p1" * 10, "p2" * 10]
     assert all("READY" in str(model.status) for model in models)
-    held = champion(tracker, "default")
+    held = tracker.champion("default")
     assert held is not None and held["policy.digest"] == "p1" * 10 and held["round"] == "1"
     assert held["path"] == "versions/default/round-001/policy"
-    assert champion(tracker, "other") is None
+    assert tracker.champion("other") is None
 
 
 def test_what_is_logged_can_be_asked_without_logging(tracker: Tracker) -> None:
@@ -102,3 +102,14 @@ def test_a_foreign_database_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says " * 30)
     with pytest.raises(SetupError, match=r"mlflow\.db"):
         open_tracker(tmp_path).log_round(record(1))
+
+
+def test_the_alias_goes_back_and_away(tracker: Tracker) -> None:
+    assert tracker.set_champion("default", "p1") is False, "nothing is known yet"
+    for number in (1, 2):
+        tracker.log_round(record(number, policy_digest=f"p{number}", promoted=True))
+    assert tracker.set_champion("default", "p1") is True
+    held = tracker.champion("default")
+    assert held is not None and held["policy.digest"] == "p1"
+    assert tracker.set_champion("default", "unknown") is False
+    assert tracker.set_champion("default", None) is True and tracker.champion("default") is None

@@ -16,6 +16,7 @@ from opd_evolver.memory.snapshot import restore, verify
 from opd_evolver.memory.store import Memory
 from opd_evolver.memory.store import reindex as rebuild
 from opd_evolver.steps import prepare
+from opd_evolver.steps import rollback as way_back
 
 
 @contextmanager
@@ -78,14 +79,7 @@ def rollback(given: argparse.Namespace) -> int:
     """Open a lineage whose memory and policy are those of a finished round; verified first."""
     root = prepare.artifact_root()
     run = lineage.open_run(root, given.name)
-    if given.round > 0 and run.summary(given.round) is not None:
-        folder = run.owner(given.round).version(given.round)
-        if not (folder / "memory").exists():
-            from opd_evolver import versioning
-
-            versioning.checkout(root, folder / "memory.dvc")
-        verify(folder / "memory")
-    branched = lineage.branch(root, given.name, given.round)
+    branched = way_back.to_round(root, given.name, given.round)
     tree = {"lineage": branched.lineage, "from": {"lineage": run.lineage, "round": given.round}}
     opened = f"lineage `{branched.lineage}` opened from round {given.round} of `{run.lineage}`"
     text = f"{opened}; go on with: opd resume {given.name}"
@@ -110,6 +104,5 @@ def reindex(given: argparse.Namespace) -> int:
 def undo(given: argparse.Namespace) -> int:
     """Return to the lineage before the last rollback or fork; nothing is deleted."""
     root = prepare.artifact_root()
-    lineage.open_run(root, given.name)
-    run = lineage.undo(root, given.name)
+    run = way_back.undo(root, given.name)
     return _print({"lineage": run.lineage}, f"current lineage: `{run.lineage}`", given)

@@ -1,0 +1,79 @@
+"""The way back: memory, policy and MLflow's alias of a finished round together, in a new lineage.
+
+Everything is fetched and verified before the one line in HEAD.jsonl that makes it so: a crash leaves the old state
+or the new one. Where MLflow does not answer, the next round that is promoted moves the alias.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opd_evolver import lineage, tracking, versioning
+from opd_evolver.console import say
+from opd_evolver.errors import CorruptionError, OutageError
+from opd_evolver.lineage import Run
+from opd_evolver.memory.snapshot import verify
+from opd_evolver.settings import load_settings
+from opd_evolver.steps import plan
+
+
+def to_round(root: Path, name: str, round_: int) -> Run:
+    """Opens a lineage that goes on from a finished round; nothing is rewritten.
+
+    Raises:
+        SetupError: that round has not finished, or its bytes are nowhere.
+        CorruptionError: memory or policy do not match the round's digests; nothing was changed.
+    """
+    run = lineage.open_run(root, name)
+    summary = run.summary(round_)
+    if summary is not None:
+        for held in sorted({round_, int(summary["champion"])} - {0}):
+            _sound(run, held)
+    branched = lineage.branch(root, name, round_)
+    _alias(branched)
+    return branched
+
+
+def undo(root: Path, name: str) -> Run:
+    """Returns to the lineage before the last rollback or fork, alias included.
+
+    Raises:
+        SetupError: there is nothing to undo.
+    """
+    lineage.open_run(root, name)
+    run = lineage.undo(root, name)
+    _alias(run)
+    return run
+
+
+def _sound(run: Run, round_: int) -> None:
+    """Memory and policy of a round are there, fetched by DVC where need be, and are what its summary says."""
+    from opd_evolver.policy.weights import weights_digest
+
+    folder, summary = run.owner(round_).version(round_), run.summary(round_)
+    if summary is None:
+        raise ValueError(f"round {round_} has not finished")
+    for part in (folder / "memory", folder / "policy"):
+        if not part.exists():
+            versioning.checkout(run.root, versioning.pointer_of(part))
+    info, digests = verify(folder / "memory"), summary["digests"]
+    seen = {"entries": info.digest_entries, "ledger": info.digest_ledger, "weights": weights_digest(folder / "policy")}
+    for name, digest in seen.items():
+        if digest != digests[name]:
+            raise CorruptionError(
+                f"{name} of round {round_} have digest {digest[:12]}",
+                f"{digests[name][:12]}, as its summary says",
+                f"fetch them again: dvc checkout {folder}/memory.dvc {folder}/policy.dvc",
+            )
+
+
+def _alias(run: Run) -> None:
+    """MLflow's `champion` is the policy that the next round starts from."""
+    uri = load_settings().mlflow_tracking_uri
+    if uri is None and not (run.root / "mlflow.db").exists():
+        return
+    held = plan.champion(run, len(run.finished_rounds()) + 1)
+    try:
+        tracking.open_tracker(run.root, uri).set_champion(run.identity.name, held.policy_digest if held.round else None)
+    except OutageError as error:
+        say(f"MLflow's alias `champion` was not moved; the next promoted round moves it: {error}")
