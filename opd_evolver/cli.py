@@ -105,6 +105,13 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     erase = _command(actions, "erase", "memory_edit:erase", "forget an entry: ledger, index and every snapshot")
     erase.add_argument("entry_id", help="an id, or enough of its start")
     erase.add_argument("--reason", required=True, help="kept with the id in runs/NAME/erasures.jsonl")
+    diff = _command(actions, "diff", "memory_versions:diff", "what changed between two rounds")
+    diff.add_argument("before", help="a round, or lineage:round")
+    diff.add_argument("after", help="a round, or lineage:round")
+    why = _command(actions, "why", "memory_versions:why", "the story of an entry: sources, uses, value, operations")
+    why.add_argument("entry_id", help="an id, or enough of its start")
+    gc = _command(actions, "gc", "memory_versions:gc", "what nothing needs any more, and its size")
+    gc.add_argument("--yes", action="store_true", help="remove it")
     copy = _command(actions, "copy", "memory_index:copy", "host the last round's memory in another store")
     copy.add_argument("--to", choices=("embedded", "weaviate"), required=True)
     bring = _command(actions, "import", "memory_edit:import_", "bring other people's trajectories (docs/import.md)")
@@ -112,7 +119,7 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy):
+    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, diff, why, gc):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

@@ -20,12 +20,12 @@ from opd_evolver.steps import rollback as way_back
 
 
 @contextmanager
-def _memory(given: argparse.Namespace) -> Iterator[Memory]:
+def opened(name: str) -> Iterator[Memory]:
     """The memory of the last finished round, opened from its snapshot's copy under live/."""
-    run = lineage.open_run(prepare.artifact_root(), given.name)
+    run = lineage.open_run(prepare.artifact_root(), name)
     finished = run.finished_rounds()
     if not finished:
-        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {given.name}")
+        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {name}")
     round_ = finished[-1]
     folder = run.owner(round_).version(round_) / "memory"
     info = verify(folder)
@@ -54,7 +54,7 @@ def _print(tree: Any, text: str, given: argparse.Namespace) -> int:
 
 def log(given: argparse.Namespace) -> int:
     """Commits of the memory, oldest first."""
-    with _memory(given) as memory:
+    with opened(given.name) as memory:
         tree = views.log(memory)
     columns = ("round", "wave", "part", "rollouts", "successes", "written", "seen_again", "retired")
     return _print(tree, _table(tree, columns), given)
@@ -62,14 +62,14 @@ def log(given: argparse.Namespace) -> int:
 
 def show(given: argparse.Namespace) -> int:
     """One entry and its uses."""
-    with _memory(given) as memory:
+    with opened(given.name) as memory:
         tree = views.show(memory, given.entry_id)
     return _print(tree, json.dumps(tree, ensure_ascii=False, indent=2), given)
 
 
 def search(given: argparse.Namespace) -> int:
     """Live entries nearest to a text."""
-    with _memory(given) as memory:
+    with opened(given.name) as memory:
         tree = views.search(memory, given.text, limit=given.limit, scope=given.scope)
     columns = ("id", "level", "domain", "scope", "created_round", "used", "won", "text")
     return _print(tree, _table(tree, columns) if tree else "nothing found", given)

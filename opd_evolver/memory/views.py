@@ -50,7 +50,7 @@ def show(memory: Memory, entry_id: str) -> Plain:
     Raises:
         SetupError: none, or several, begin so.
     """
-    entry = _find(memory, entry_id)
+    entry = find(memory, entry_id)
     uses = [
         {"rollout_id": row.rollout_id, "round": row.round, "task_id": row.task_id, "success": row.success}
         for row in memory.ledger.rows()
@@ -92,7 +92,12 @@ def _plain(memory: Memory, entry: Entry) -> Plain:
     }
 
 
-def _find(memory: Memory, entry_id: str) -> Entry:
+def find(memory: Memory, entry_id: str) -> Entry:
+    """The entry with this id, or with one that begins so.
+
+    Raises:
+        SetupError: none, or several.
+    """
     exact = memory.get([entry_id])
     if exact:
         return exact[0]

@@ -1,0 +1,119 @@
+"""diff, why and gc on a real finished round, and on hand-made entries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import finished_run
+import pytest
+from memory_cases import tip
+
+from opd_evolver import cli, lineage
+from opd_evolver.memory.diff import changes, counts
+from opd_evolver.memory.snapshot import read_entries, read_rows
+from opd_evolver.memory.tombstone import tombstone
+from opd_evolver.settings import load_settings
+from opd_evolver.steps import plan
+
+NAME = finished_run.NAME
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("built")
+    finished_run.build(root, finished_run.policy_folder(root))
+    return root
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    root = tmp_path / "project"
+    shutil.copytree(built, root)
+    monkeypatch.chdir(root)
+    load_settings.cache_clear()
+    yield root
+    load_settings.cache_clear()
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:  # type: ignore[type-arg]
+    assert cli.main(["memory", *arguments, "--name", NAME, "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_every_kind_of_change() -> None:
+    kept, used, cut, back, gone = (tip(f"k{n}", "4") for n in range(5))
+    off = {"status": "retired", "retired_round": 2, "retired_by": "o"}
+    before = [kept, used, cut, back.model_copy(update=off), gone]
+    new, stillborn = tip("new", "1"), tip("stillborn", "1")
+    after = [
+        kept,
+        used.model_copy(update={"usage_count": 3, "success_count": 2}),
+        cut.model_copy(update=off),
+        back,
+        tombstone(gone),
+        new,
+        stillborn.model_copy(update=off),
+    ]
+    found = changes(before, after, ({used.entry_id: 0.1}, {used.entry_id: 0.4}))
+    assert counts(found) == {
+        kind: {"tip": 1} for kind in ("added", "added and retired", "erased", "retired", "revived", "used")
+    }
+    [one] = [change for change in found if change.kind == "used"]
+    assert (one.uses, one.wins, one.value_before, one.value_after) == (3, 2, 0.1, 0.4)
+    assert [change.kind for change in changes([kept], [])] == ["gone"]
+    assert changes(before, before) == []
+
+
+def test_diff_of_rounds(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = read_entries(project / "versions" / NAME / "round-001" / "memory")
+    tree = told(capsys, "diff", "0", "1")
+    assert {one["entry_id"] for one in tree["changes"]} == {entry.entry_id for entry in entries}
+    assert told(capsys, "diff", "1", f"{NAME}:1")["changes"] == []
+    for wrong in ("9", "x"):
+        assert cli.main(["memory", "diff", "0", wrong, "--name", NAME]) == 2
+    assert cli.main(["memory", "diff", "0", "1", "--name", NAME]) == 0
+    assert "added" in capsys.readouterr().out
+
+
+def test_why_tells_the_whole_story(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project / "versions" / NAME / "round-001" / "memory"
+    rows = {row.rollout_id: row for row in read_rows(folder)}
+    entry = max(read_entries(folder), key=lambda one: one.usage_count)
+    tree = told(capsys, "why", entry.entry_id[:12])
+    assert [one["task"] for one in tree["sources"]] == [rows[name].task_text for name in entry.source_episodes]
+    seen = tree["evidence"]
+    assert (seen["used"], seen["won"]) == (entry.usage_count, entry.success_count)
+    assert seen["selected"] >= seen["used"] and seen["candidate"] >= seen["selected"]
+    assert [one["round"] for one in tree["values"]] == [1] and tree["values"][0]["known"]
+    assert cli.main(["memory", "why", entry.entry_id, "--name", NAME]) == 0
+    assert "kept: no operation has retired it" in capsys.readouterr().out
+    (project / "runs" / NAME / "steps" / "round-001" / "examples" / "attributions.jsonl").unlink()
+    assert cli.main(["memory", "why", entry.entry_id, "--name", NAME]) == 0
+    assert "round 1: V not kept" in capsys.readouterr().out
+
+
+def test_why_of_an_erased_entry_tells_no_text(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = read_entries(project / "versions" / NAME / "round-001" / "memory")[0]
+    told(capsys, "erase", entry.entry_id, "--reason", "asked")
+    assert cli.main(["memory", "why", entry.entry_id, "--name", NAME]) == 0
+    said = capsys.readouterr().out
+    assert "erased on request" in said and "[erased]" in said
+
+
+def test_gc_frees_what_nothing_needs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["memory", "search", "late", "--name", NAME]) == 0
+    capsys.readouterr()
+    tree = told(capsys, "gc")
+    paths = [one["path"] for one in tree["paths"]]
+    assert not tree["removed"] and any("view-" in path for path in paths)
+    assert all((project / path).exists() for path in paths) and tree["bytes"] > 0
+    before = {path: path.read_bytes() for path in (project / "versions").rglob("*") if path.is_file()}
+    assert told(capsys, "gc", "--yes")["removed"]
+    assert not any((project / path).exists() for path in paths)
+    assert told(capsys, "gc")["paths"] == []
+    assert {path: path.read_bytes() for path in (project / "versions").rglob("*") if path.is_file()} == before
+    assert told(capsys, "diff", "0", "1")["changes"], "everything still works"
+    assert plan.begin_job(lineage.open_run(project, NAME), 2).inputs["start"]
