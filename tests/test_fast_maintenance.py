@@ -13,9 +13,10 @@ from rollout_world import Recorder, Shelf, small, tip
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.committer import maintenance_due
 from opd_evolver.fast.maintenance import GROUP, Maintenance, MaintenanceSettings, maintain_barrier, maintenance
-from opd_evolver.fast.redundancy import first_shown, usefulness
+from opd_evolver.fast.redundancy import first_shown
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory.attribution import evidence
+from opd_evolver.memory.rivals import usefulness
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import Memory, entry_of
 from opd_evolver.policy.scripted import ScriptedPolicy

@@ -11,7 +11,7 @@ from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.params import merge
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import CallRecord, Example
-from opd_evolver.slow.hindsight import Hindsight, helpful, redundant, winners, won_turns
+from opd_evolver.slow.hindsight import Hindsight, helpful, winners, won_turns
 from opd_evolver.slow.leakage import audit, without
 from opd_evolver.slow.views import Views, act_hint, build
 
@@ -207,9 +207,3 @@ def test_hindsight_over_the_limit_loses_the_middle_of_the_trajectory(world: Play
     assert short.text.split(" got ")[0] == whole.text.split(" got ")[0]
     assert act_hint(world.entries[:2], won, known(12)) == "act: hindsight over policy.max_prompt_tokens"
     assert "neither" in str(act_hint([], (), known(768)))
-
-
-def test_redundant_entries_are_those_that_repeat(world: Played) -> None:
-    first = world.entries[0]
-    twin = first.model_copy(update={"entry_id": "twin"})
-    assert redundant([first, world.entries[1], twin]) == {"twin"}

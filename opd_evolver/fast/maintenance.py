@@ -14,10 +14,12 @@ from typing import Protocol
 
 from opd_evolver.abilities import act, maintain
 from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Notes
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.committer import maintenance_due, maintenance_key
 from opd_evolver.fast.redundancy import first_shown
 from opd_evolver.fast.wave import Wave
+from opd_evolver.memory import rivals
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import Memory, entry_of
@@ -43,7 +45,6 @@ from opd_evolver.rollout.driver import Sleep, drive
 
 GROUP = "maintain"
 """Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
-DONE, ERROR, NOTHING = "ok", "error", "found none"
 
 
 class Repository(Protocol):
@@ -110,6 +111,7 @@ class _Desk:
     shown: list[Entry]
     domains: tuple[str, ...]
     count: Count = n_words
+    notes: Notes = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     operations: list[MemoryOperation] = field(default_factory=list)
     created: list[Entry] = field(default_factory=list)
@@ -143,7 +145,7 @@ class _Desk:
         if not entries:
             return NOTHING
         budget = self.settings.entry_token_budget
-        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=budget, count=self.count)
+        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=budget, count=self.count, notes=self.notes)
         self.shown += entries
         return f"found {listed}"
 
@@ -202,8 +204,11 @@ def maintenance(
     name = f"{wave.name}/maintain"
     calls = Calls(name, wave.round, settings.seed)
     domains = tuple(sorted({entry.domain for entry in live}))
-    desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains, count)
-    first = maintain.first_message(len(live), first_entries, token_budget=settings.entry_token_budget, count=count)
+    told = rivals.notes(live)
+    desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains, count, told)
+    first = maintain.first_message(
+        len(live), first_entries, token_budget=settings.entry_token_budget, count=count, notes=told
+    )
     history: list[Message] = []
     turns: list[TurnRecord] = []
     observation = ""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from opd_evolver.memory.levels import embed_text, head
+from opd_evolver.memory.levels import embed_text
+from opd_evolver.memory.rivals import Topic, by_topic, usefulness
 from opd_evolver.records import Entry
 
 NEIGHBOURS = 8
-Place = tuple[str, str, str]
-
-
-def usefulness(entry: Entry) -> float:
-    """Smoothed success rate of the rollouts it was injected into; 0.5 for an unused entry."""
-    return (entry.success_count + 1) / (entry.usage_count + 2)
 
 
 def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
@@ -47,11 +41,9 @@ def first_shown(entries: Sequence[Entry], limit: int) -> list[Entry]:
         limit: `memory.candidates`.
     """
     similar = similarities(entries)
-    groups: dict[Place, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.domain, entry.scope, head(entry)].append(entry)
+    groups = by_topic(entries)
 
-    def rank(place: Place) -> tuple[int, float, float, Place]:
+    def rank(place: Topic) -> tuple[int, float, float, Topic]:
         members = groups[place]
         return (
             -len(members),
@@ -60,9 +52,4 @@ def first_shown(entries: Sequence[Entry], limit: int) -> list[Entry]:
             place,
         )
 
-    ordered = [
-        entry
-        for place in sorted(groups, key=rank)
-        for entry in sorted(groups[place], key=lambda one: (one.created_round, one.entry_id))
-    ]
-    return ordered[:limit]
+    return [entry for place in sorted(groups, key=rank) for entry in groups[place]][:limit]

@@ -14,7 +14,7 @@ from opd_evolver.abilities import act
 from opd_evolver.environments import conventions as cv
 from opd_evolver.policy.chat import ChatEncoder
 from opd_evolver.records import Ability, Message, Prompt
-from opd_evolver.seed import act_data, drill, select_data, write_data
+from opd_evolver.seed import act_data, drill, maintain_data, select_data, write_data
 from opd_evolver.seed.facts import Conversation
 from opd_evolver.seed.tokenizer import by_word
 
@@ -22,8 +22,8 @@ DRILL_SHARE = 0.2
 Maker = Callable[[cv.Procedural, np.random.Generator], Conversation]
 Mixture = tuple[tuple[float, Maker], ...]
 TIPS_MIXTURE: Mixture = ((0.42, act_data.sample), (0.40, select_data.sample), (0.18, write_data.sample))
-# Families of several levels: longer episodes, more to write.
-LEVELS_MIXTURE: Mixture = ((0.44, act_data.sample), (0.36, select_data.sample), (0.20, write_data.sample))
+# Families of several levels: longer episodes, more to write; and maintenance, whose rest it is.
+LEVELS_MIXTURE: Mixture = ((0.42, act_data.sample), (0.33, select_data.sample), (0.18, write_data.sample))
 MAX_PROMPT_TOKENS = 768
 
 
@@ -73,13 +73,13 @@ def draw(domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_sh
     domain = domains[int(rng.integers(len(domains)))]
     if rng.random() < drill_share:
         return drill.sample(domain, rng)
-    mixture = TIPS_MIXTURE if domain.spec.levels == cv.TIPS_ONLY else LEVELS_MIXTURE
+    tips_only = domain.spec.levels == cv.TIPS_ONLY
     kind = rng.random()
-    for share, make in mixture[:-1]:
+    for share, make in TIPS_MIXTURE if tips_only else LEVELS_MIXTURE:
         if kind < share:
             return make(domain, rng)
         kind -= share
-    return mixture[-1][1](domain, rng)
+    return write_data.sample(domain, rng) if tips_only else maintain_data.sample(domains, rng)
 
 
 def batch(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from opd_evolver.abilities import maintain
+from opd_evolver.abilities.dialect import verdict
 from opd_evolver.errors import CorruptionError
 from opd_evolver.memory.levels import Count
 from opd_evolver.params import Params
@@ -106,13 +108,27 @@ def won_turns(row: LedgerRow, known: Hindsight) -> Turns:
     return tuple(zip(replies, chosen.turns, strict=True))
 
 
-def redundant(shown: Sequence[Entry]) -> frozenset[str]:
-    """Entries that say what an earlier one says."""
-    seen: set[tuple[str, str, str]] = set()
-    twice: set[str] = set()
-    for entry in shown:
-        said = (entry.domain, entry.scope, entry.content.model_dump_json())
-        if said in seen:
-            twice.add(entry.entry_id)
-        seen.add(said)
-    return frozenset(twice)
+def good_maintenance(
+    row: LedgerRow, shown: Sequence[Entry], known: Hindsight, redundant: frozenset[str]
+) -> tuple[str, ...]:
+    """The commands of a maintenance episode that V confirms: all that they retired is harmful or redundant.
+
+    Args:
+        row: the episode.
+        shown: the entries of its opening message.
+        known: V.
+        redundant: ids of entries that repeat another one.
+    """
+    good = []
+    for turn in row.turns:
+        command = maintain.parse(turn.action, len(shown))
+        chosen = [shown[place].entry_id for place in command.places]
+        gone = [entry_id for entry_id in chosen if entry_id not in row.created]
+        if not gone or turn.result == maintain.ERROR:
+            continue
+        if all(
+            entry_id in redundant or verdict(known.attributions.get(entry_id), known.threshold) == "down"
+            for entry_id in gone
+        ):
+            good.append(turn.action)
+    return tuple(good)

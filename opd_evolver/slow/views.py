@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from opd_evolver.abilities import act, maintain, select, write
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.rivals import duplicates
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import (
@@ -26,7 +27,16 @@ from opd_evolver.records import (
     Record,
     Segment,
 )
-from opd_evolver.slow.hindsight import Encode, Hindsight, Turns, calls_of, helpful, redundant, winners, won_turns
+from opd_evolver.slow.hindsight import (
+    Encode,
+    Hindsight,
+    Turns,
+    calls_of,
+    good_maintenance,
+    helpful,
+    winners,
+    won_turns,
+)
 
 TOO_LONG = "{}: hindsight over policy.max_prompt_tokens"
 
@@ -241,20 +251,29 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
 
 
 def _maintain(row: LedgerRow, known: Hindsight) -> Made:
-    """z = the served listing; h = V and redundancy of each shown entry. First call of an episode only."""
-    for call in calls_of(row, "maintain")[:1]:
-        shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
-        marks = maintain.hindsight(shown, known.attributions, redundant(shown), known.threshold)
-        if marks is None:
-            yield "maintain: no shown entry has evidence"
+    """z = the served listing and the commands so far; h = V and redundancy of each entry shown first, good commands."""
+    calls = calls_of(row, "maintain")
+    if not calls:
+        return
+    shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
+    twice = duplicates(shown)
+    past = good_maintenance(row, shown, known, twice)
+    marks = maintain.hindsight(shown, known.attributions, twice, known.threshold, past)
+    reason = "maintain: no shown entry has evidence" if marks is None else ""
+    if marks is not None and not _fits(marks, known):
+        reason = TOO_LONG.format("maintain")
+    if marks is None or reason:
+        for _ in calls:
+            yield reason
+        return
+    # Usage counts have moved on since, so the hint is put into the served prompts, not into new ones.
+    bare = known.encode(maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
+    start, end = bare.hindsight_spans[0]
+    cut = len(calls[0].prompt_token_ids) - (len(bare.token_ids) - end)
+    opening, hint = calls[0].prompt_token_ids[:cut], bare.token_ids[start:end]
+    for call in calls:
+        if call.prompt_token_ids[:cut] != opening:
+            yield "maintain: the listing was cut from the prompt"
             continue
-        if not _fits(marks, known):
-            yield TOO_LONG.format("maintain")
-            continue
-        # Usage counts have moved on since, so the hint is put into the served prompt, not into a new one.
-        bare = known.encode(maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
-        start, end = bare.hindsight_spans[0]
-        cut = len(call.prompt_token_ids) - (len(bare.token_ids) - end)
-        ids = (*call.prompt_token_ids[:cut], *bare.token_ids[start:end], *call.prompt_token_ids[cut:])
-        teacher = EncodedPrompt(ids, ((cut, cut + end - start),))
+        teacher = EncodedPrompt((*opening, *hint, *call.prompt_token_ids[cut:]), ((cut, cut + end - start),))
         yield _example(row, call, call.prompt_token_ids, teacher, known.params.fast.write_max_new_tokens)
