@@ -6,10 +6,12 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 from opd_evolver.abilities import select, write
+from opd_evolver.benchmark import maintain_probe
 from opd_evolver.benchmark import probe_cases as cases
 from opd_evolver.benchmark.statistics import Outcome, Unit
 from opd_evolver.environments.protocol import Conventions, Environment
 from opd_evolver.errors import SetupError
+from opd_evolver.fast.maintenance import MaintenanceSettings
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import (
@@ -158,6 +160,13 @@ class Prober:
             hits = len(case.right & set(chosen or ()))
             units.append(_unit(case.task, 2.0 * hits, float(len(case.right) + len(chosen or ()))))
         return tuple(units)
+
+    def maintain(self) -> tuple[Unit, ...]:
+        """Micro-F1 of what a maintenance episode retires."""
+        made: list[maintain_probe.MaintainCase] = self._each(maintain_probe.maintain_case)
+        settings = MaintenanceSettings.of(self.params)
+        greedy = settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"temperature": 0.0})})
+        return maintain_probe.play(made, self.policy, greedy, self.count, self.batch, self.params.fast.outage_retries)
 
     def write(self, *, hindsight: bool) -> tuple[Unit, ...]:
         """Whether exactly the newly revealed facts are written; with `hindsight` the teacher's prompt is used."""

@@ -1,7 +1,7 @@
 """Probes: what a policy can do with memory on families it never met, measured through the real engines.
 
 Act with the true entry among distractors, without memory, with distractors only, with a stale and a
-new entry (override); select; write, without and with hindsight. The ability prompts and the episode
+new entry (override); select; write, without and with hindsight; maintain. The ability prompts and the episode
 are the deployed ones, greedy. This is what `opd evaluate seed` prints and what retention means.
 Differs: the paper reports no retention; a distillation that buys success with it is a regression.
 """
@@ -25,7 +25,7 @@ from opd_evolver.records import LEVELS, SCHEMA_VERSION, Level, Record, Split
 from opd_evolver.rollout.runner import EnvironmentPool
 
 PLACEMENTS: tuple[Placement, ...] = ("memory_use", "no_memory", "distractors_only", "override")
-ALL_PROBES = (*PLACEMENTS, "select_f1", "write_exact", "write_hindsight")
+ALL_PROBES = (*PLACEMENTS, "select_f1", "write_exact", "write_hindsight", "maintain_f1")
 # Shown for the families of each level apart, where there are several.
 BY_LEVEL = ("memory_use", "no_memory", "select_f1", "write_exact", "write_hindsight")
 # What a round's report and its gate look at: the rest says how the floor lies and costs time.
@@ -83,6 +83,8 @@ def evaluate_probes(
     for name in ("write_exact", "write_hindsight"):
         if name in probes:
             units[name] = prober.write(hindsight=name == "write_hindsight")
+    if "maintain_f1" in probes:
+        units["maintain_f1"] = prober.maintain()
     samples = params.benchmark.bootstrap_samples
     metrics = {name: ratio_interval(found, samples=samples) for name, found in units.items()}
     if "memory_use" in units and "no_memory" in units:
