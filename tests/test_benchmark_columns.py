@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,7 +199,8 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
         "round": 1,
         "gate": decide(one.gate, PARAMS.gate).model_dump(mode="json"),
         "digests": {"entries": "a", "ledger": "b", "examples": "c", "weights": "d"},
-        "memories": {"trajectory": 0, "tip": 144, "skill": 0, "tool": 0},
+        "memories": {"trajectory": 3, "tip": 144, "skill": 2, "tool": 1},
+        "maintenance": {"merged": 4, "retired": 9},
         "seconds": 83.0,
         "tokens": one.tokens,
     }
@@ -210,9 +212,11 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
     for name in ("base_memory_minus_base_alone", "last_alone_minus_base_alone"):
         assert {"mean", "low", "high"} <= set(tree["differences"][name])
     assert tree["base"]["columns"]["with_memory"]["mean"] == 1.0
-    assert {"round", "gate", "digests", "memories", "seconds", "tokens", "columns"} == set(tree["rounds"][0])
+    told = {"round", "gate", "digests", "memories", "maintenance", "seconds", "tokens", "columns"}
+    assert told == set(tree["rounds"][0])
     table = rounds_table(tree).splitlines()
     assert table[2].startswith("base") and table[3].startswith("1 ") and "promoted" in table[3] and "1:23" in table[3]
+    assert re.search(r"144/2/1/3 +4 +9 +promoted", table[3])
 
 
 def test_the_same_round_measured_twice_has_one_digest(pool: EnvironmentPool, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_evolver.benchmark.measure import Columns, RoundMeasurement
 from opd_evolver.benchmark.statistics import Estimate
-from opd_evolver.records import LEVELS
+from opd_evolver.records import Level
 
 Tree = dict[str, Any]
 
@@ -49,7 +49,7 @@ def rounds_object(
         preset: what its parameters began from.
         base: round 0.
         measured: rounds 1, 2, … as measured.
-        rounds: beside each of them: `round`, `gate`, `digests`, `memories`, `seconds`, `tokens`.
+        rounds: beside each of them: `round`, `gate`, `digests`, `memories`, `maintenance`, `seconds`, `tokens`.
     """
     last = measured[-1] if measured else None
     base_columns = columns_json(base.columns)
@@ -73,8 +73,13 @@ def rounds_object(
 
 # ── plain text ────────────────────────────────────────────────────────────────────────────────
 
-HEADINGS = ("round", "alone", "with memory", "retention", "memories", "gate", "time", "tokens")
-WIDTHS = (6, 19, 19, 19, 9, 9, 7, 8)
+# Live memories by level, then what maintenance did in the round: operations that merged, entries retired by any.
+SHOWN_LEVELS: tuple[Level, ...] = ("tip", "skill", "tool", "trajectory")
+HEADINGS = (
+    *("round", "alone", "with memory", "retention", "tip/skill/tool/traj", "merged", "retired"),
+    *("gate", "time", "tokens"),
+)
+WIDTHS = (6, 19, 19, 19, 19, 6, 7, 8, 6, 7)
 
 
 def rounds_table(tree: Mapping[str, Any]) -> str:
@@ -85,7 +90,7 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
     """
     lines = [f"run {tree['name']} · lineage {tree['lineage']} · preset {tree['preset']} · success on deploy-test"]
     lines.append(_row(HEADINGS))
-    lines.append(_row(("base", *_columns_cells(tree["base"]["columns"]), "", "", "", "")))
+    lines.append(_row(("base", *_columns_cells(tree["base"]["columns"]), *("",) * 6)))
     for one in tree["rounds"]:
         lines.append(_row((str(one["round"]), *_columns_cells(one["columns"]), *_facts_cells(one))))
     shown = {
@@ -110,12 +115,13 @@ def _columns_cells(columns: Mapping[str, Any]) -> tuple[str, str, str]:
     return _interval(columns["alone"]), _interval(columns["with_memory"]), _interval(columns["retention"])
 
 
-def _facts_cells(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    memories = one.get("memories") or {}
-    count = str(sum(int(memories.get(level, 0)) for level in LEVELS)) if memories else "–"
+def _facts_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    memories, maintained = one.get("memories") or {}, one.get("maintenance") or {}
+    count = "/".join(str(memories.get(level, 0)) for level in SHOWN_LEVELS) if memories else "–"
+    changed = [str(maintained.get(name, "–")) for name in ("merged", "retired")]
     gate = one.get("gate") or {}
     verdict = "–" if "promoted" not in gate else ("promoted" if gate["promoted"] else "refused")
-    return count, verdict, _time(one.get("seconds")), _tokens(one.get("tokens"))
+    return count, *changed, verdict, _time(one.get("seconds")), _tokens(one.get("tokens"))
 
 
 def _interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:

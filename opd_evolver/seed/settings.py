@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opd_evolver.records import Level, Record
+from opd_evolver.records import LEVELS, Level, Record
 
 
 class SeedSettings(Record):
@@ -12,7 +12,7 @@ class SeedSettings(Record):
         seed: of the initial weights and of all data.
         steps: optimiser steps in all.
         drill_steps: steps at the beginning on the drill alone.
-        levels: home levels of the families; the committed weights know tips only.
+        levels: home levels of the families.
         kernel: words that a short convolution looks back on, its own included.
         shards: parts of a batch; gradients are added in their order. Workers share the shards out.
         shard_sequences: conversations in one shard of a batch.
@@ -20,11 +20,11 @@ class SeedSettings(Record):
     """
 
     seed: int = 0
-    steps: int = 2000
-    drill_steps: int = 200
+    steps: int = 3000
+    drill_steps: int = 300
     domains: tuple[str, ...] = ("sql", "apps")
-    levels: tuple[Level, ...] = ("tip",)
-    kernel: int = 3
+    levels: tuple[Level, ...] = LEVELS
+    kernel: int = 4
     drill_share: float = 0.2
     shards: int = 2
     shard_sequences: int = 64

@@ -111,11 +111,18 @@ def snapshot(job: Job, out: Path) -> StepResult:
     with resources.live_memory(job, read_only=True) as memory:
         info = write_snapshot(memory, job.path("snapshot"), job.round, job.lineage)
         rows = [row for row in memory.ledger.rows(job.round) if row.group != GROUP]
+        operations = [
+            one for segment in memory.ledger.read_all() for one in segment.operations if one.round == job.round
+        ]
     return result(
         job,
         digests={"entries": info.digest_entries, "ledger": info.digest_ledger},
         metrics={
             "memories": dict(info.n_by_level),
+            "maintenance": {
+                "merged": sum(one.kind == "merge" for one in operations),
+                "retired": sum(len({*one.retired} - {*one.created}) for one in operations),
+            },
             "n_rollouts": len(rows),
             "tokens": sum(row.n_prompt_tokens + row.n_reply_tokens for row in rows),
             "train_success": sum(row.success for row in rows) / max(1, len(rows)),

@@ -69,6 +69,7 @@ def finish_round(run: Run, round_: int) -> None:
             "weights": distil.digests["weights"],
         },
         "memories": snapshot.metrics["memories"],
+        "maintenance": snapshot.metrics["maintenance"],
         "fast": snapshot.metrics,
         "examples": examples.metrics,
         "distil": distil.metrics,
@@ -111,9 +112,9 @@ def rounds_tree(run: Run) -> dict[str, Any]:
     """The object of `opd rounds --json`."""
     rounds = run.finished_rounds()
     summaries = [summary for r in rounds if (summary := run.summary(r)) is not None]
-    facts = [
-        {key: one[key] for key in ("round", "gate", "digests", "memories", "seconds", "tokens")} for one in summaries
-    ]
+    shown = ("round", "gate", "digests", "memories", "maintenance", "seconds", "tokens")
+    # Rounds of earlier versions counted no maintenance.
+    facts = [{key: one.get(key) for key in shown} for one in summaries]
     return rounds_object(
         name=run.identity.name,
         lineage=run.lineage,

@@ -63,7 +63,7 @@ def missing(run: Run) -> None:
 def metrics_of(measured: RoundMeasurement, summary: dict[str, Any]) -> dict[str, float]:
     """Every mean and bound of a round by name, the same names every round."""
     found = flat(columns_json(measured.columns))
-    found |= flat({"memories": summary.get("memories", {}), "distil": summary.get("distil", {})})
+    found |= flat({name: summary.get(name, {}) for name in ("memories", "maintenance", "distil")})
     fast = summary.get("fast", {})
     found |= {"tokens": summary.get("tokens")}
     found |= {name: fast.get(name) for name in ("train_success", "tool_calls", "tools_shown_only")}
