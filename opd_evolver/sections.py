@@ -53,7 +53,7 @@ class EnvironmentParams(Section):
     """`levels`: which memory level the families' hidden rules ask for, by turns; beyond tips an order of moves."""
 
     domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
-    levels: tuple[Level, ...] = Field(("tip",), min_length=1)
+    levels: tuple[Level, ...] = Field(("tip", "skill", "tool", "trajectory"), min_length=1)
 
 
 class MemoryParams(Section):
@@ -81,9 +81,9 @@ class FastParams(Section):
     max_steps: int = Field(40, gt=0)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    act_max_new_tokens: int = Field(32, gt=0)
+    act_max_new_tokens: int = Field(48, gt=0)
     select_max_new_tokens: int = Field(24, gt=0)
-    write_max_new_tokens: int = Field(24, gt=0)
+    write_max_new_tokens: int = Field(64, gt=0)
     write_limit: int = Field(4, ge=0)
     withhold_probability: float = Field(0.1, ge=0, lt=1)
     maintain_every_tasks: int = Field(30, gt=0)
@@ -110,7 +110,7 @@ class SlowParams(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 0, "anchor": 40}
+    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 2, "anchor": 40}
     weights: Annotated[dict[str, float], BySource] = {
         "act": 1.0,
         "write": 0.3,
