@@ -1,14 +1,11 @@
 """Co-evolution: fast loop, slow loop, benchmark and gate, round after round.
 
-`prefect deployment run coevolve/default`, `python -m flows.coevolve` (what `dvc repro` and
-`opd run` without a server call) and `opd run` all come here.
+`prefect deployment run coevolve/default`, `opd run` and `python -m flows coevolve` (what `dvc repro` and
+`opd run` without a server call) all come here.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from typing import Any
 
 from prefect import flow
@@ -17,7 +14,7 @@ from prefect.runtime import flow_run
 from flows.benchmark import benchmark
 from flows.fast_loop import fast_loop
 from flows.slow_loop import slow_loop
-from opd_evolver import lineage, processes, writer
+from opd_evolver import lineage, writer
 from opd_evolver.errors import GateRefusal, OpdError
 from opd_evolver.steps import plan, prepare, progress, publish
 
@@ -78,38 +75,3 @@ def _evolve(run: lineage.Run) -> None:
         benchmark(root, name, round_, digest, trained["weights"])
         publish.finish_round(run, round_)
         print(publish.round_line(run, round_))
-
-
-def main() -> int:
-    """The same flow without a deployment; a finished run starts no Prefect server."""
-    parser = argparse.ArgumentParser(prog="python -m flows.coevolve", description=__doc__)
-    parser.add_argument("--name", default="default")
-    parser.add_argument("--preset")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs")
-    parser.add_argument("--fork", action="store_true")
-    parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    from opd_evolver.params import parse_set
-
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    processes.share_cores()
-    try:
-        overrides = parse_set(given.pairs)
-        run = None
-        if not given.resume:  # resuming needs no parameters beside those of the run
-            root = prepare.artifact_root()
-            run = prepare.finished_run(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
-        if run is None:
-            coevolve(given.name, given.preset, overrides, given.fork, given.resume)
-        else:
-            print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
-            publish.reports(run)
-    except OpdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -81,7 +81,8 @@ def stand_in_flow(project: Path, body: str = "pass") -> None:
     """A project's flow that runs `body` where the rounds would be played."""
     (project / "flows").mkdir(exist_ok=True)
     (project / "flows" / "__init__.py").touch()
-    (project / "flows" / "coevolve.py").write_text(f"import time, pathlib\n{body}\n")
+    (project / "flows" / "coevolve.py").touch()
+    (project / "flows" / "__main__.py").write_text(f"import time, pathlib\n{body}\n")
 
 
 def build(root: Path, policy: Path) -> Run:

@@ -21,7 +21,7 @@ from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.lineage import Run, read_json
 from opd_evolver.records import canonical_json
-from opd_evolver.stack import orphans
+from opd_evolver.stack import home, orphans
 from opd_evolver.steps.progress import clear_error, error_path
 from opd_evolver.writer import holder
 
@@ -88,27 +88,23 @@ def need_project() -> None:
 
 
 def locally(run: Run, tick: Tick) -> None:
-    """`python -m flows.coevolve` in the project's folder, with an ephemeral Prefect server of its own.
+    """`python -m flows coevolve` in the project's folder, with an ephemeral Prefect server of its own.
 
     Raises:
         SetupError: this folder is no project.
     """
     need_project()
     clear_error(run)
-    home = Path(".opd/prefect-local").resolve()
-    home.mkdir(parents=True, exist_ok=True)
+    theirs = ("PREFECT_API", "PREFECT_PROFILE")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(theirs)},
         "PREFECT_API_URL": "",
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(Path(home.LOCAL).resolve()),
         "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
-        "DO_NOT_TRACK": "true",
     }
     log = run.paths.run / "flow.log"
     with log.open("ab") as sink:
-        command = [sys.executable, "-m", "flows.coevolve", "--name", run.identity.name, "--resume"]
+        command = [sys.executable, "-m", "flows", "coevolve", "--name", run.identity.name, "--resume"]
         # A group of its own: Ctrl-C reaches it once, through this process, and nothing of it stays behind.
         child = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, process_group=0)
         try:
@@ -140,6 +136,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 def api_url() -> str | None:
     """The Prefect API this folder or user is configured for, or None."""
+    home.settle()
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
@@ -166,6 +163,7 @@ def through_worker(run: Run, tick: Tick) -> None:
         Stopped: the flow run ended otherwise than completed.
         OutageError: the server does not answer any more.
     """
+    home.settle()
     import httpx
     from prefect.deployments import run_deployment
 
