@@ -9,11 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from opd_evolver import lineage, processes
 from opd_evolver.errors import OpdError
 from opd_evolver.params import parse_set
-from opd_evolver.stack import home
+from opd_evolver.stack import home, left
 from opd_evolver.steps import prepare, publish
 
 
@@ -44,7 +45,10 @@ def _coevolve(given: argparse.Namespace) -> None:
             publish.reports(run)
             return
     processes.share_cores()
-    home.settle()
+    project = Path.cwd()
+    home.settle(project)
+    left.end(project)
+    left.mark(project)
     for name, value in home.SERVERLESS.items():
         os.environ.setdefault(name, value)
     from flows.coevolve import coevolve

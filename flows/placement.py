@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from opd_evolver import errors, step
+from opd_evolver import errors, processes, step
 from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError, OutageError
 from opd_evolver.records import canonical_json
@@ -51,13 +51,17 @@ def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
 
 
 def run_deployment(job: step.Job) -> step.StepResult:
-    """The deployment `step/gpu` on the pool `gpu`, which must not be the pool this flow waits on."""
+    """The deployment `step/gpu` on the pool `gpu`, which must not be the pool this flow waits on.
+
+    On one machine the step dies with this process, whose resumed run could meet it in the same folder.
+    """
     from prefect.deployments import run_deployment as start
 
     if (done := step.finished(job)) is not None:
         return done
     path = job.out_path().with_suffix(".job.json")
-    write_text(path, canonical_json(job))
+    waiting = {**processes.me(), "place": processes.place()}
+    write_text(path, canonical_json({"job": job.model_dump(mode="json"), "waiting": waiting}))
     flow_run = start("step/gpu", parameters={"job_path": str(path)}, as_subflow=True)
     if (done := step.finished(job)) is not None:
         return done

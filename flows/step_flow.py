@@ -6,7 +6,9 @@ from pathlib import Path
 
 from prefect import flow
 
+from opd_evolver import processes
 from opd_evolver import step as contract
+from opd_evolver.durable import read_json
 
 
 @flow(name="step", persist_result=False)
@@ -16,4 +18,6 @@ def step(job_path: str) -> None:
     Args:
         job_path: a job.json, on a file system that the caller and this process share.
     """
-    contract.run(contract.load_job(Path(job_path)))
+    path = Path(job_path)
+    processes.end_without(read_json(path).get("waiting"))
+    contract.run(contract.load_job(path))

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+POLL_S = 1.0
+KILLED = 137
 
 
 def started(pid: int) -> float | None:
@@ -30,6 +38,48 @@ def me() -> dict[str, Any]:
     return {"pid": os.getpid(), "started": started(os.getpid())}
 
 
+def carrying(name: str) -> Iterator[tuple[int, float, str]]:
+    """(pid, start time, value) of every process of ours that was started with `name` in its environment, but this."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and (value := process.environ().get(name)) is not None:
+                yield process.pid, float(process.create_time()), value
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue  # gone meanwhile, or another user's: neither can be ours
+
+
+def place() -> str:
+    """Where pids mean the same: this boot of this machine, and this container's own numbering."""
+    if sys.platform != "linux":
+        return platform.node()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def end_without(waiting: Mapping[str, Any] | None) -> None:
+    """End this process when the one that waits for its work has gone, however it went.
+
+    For a process whose parent is a worker, not whoever waits, so that the kernel cannot be asked as in
+    `die_with_parent`. On another machine nothing happens: pids mean nothing there.
+
+    Args:
+        waiting: {pid, started, place} of `me` and `place`; None when nobody waits.
+    """
+    if waiting is None or waiting["place"] != place():
+        return
+
+    def look() -> None:
+        while alive(int(waiting["pid"]), float(waiting["started"])):
+            time.sleep(POLL_S)
+        os._exit(KILLED)
+
+    if not alive(int(waiting["pid"]), float(waiting["started"])):
+        os._exit(KILLED)
+    threading.Thread(target=look, name="end-without", daemon=True).start()
+
+
 def share_cores() -> None:
     """Let threads that wait for each other sleep; call before torch is loaded, children inherit it.
 
@@ -50,4 +100,4 @@ def die_with_parent(parent: int | None = None) -> None:
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1 if parent is None else os.getppid() != parent:
-            os._exit(137)
+            os._exit(KILLED)

@@ -142,7 +142,7 @@ def read_key(marker: Path) -> str | None:
 
 
 def load_job(path: Path) -> Job:
-    """A job from job.json (either the bare job or the marker that `run` leaves).
+    """A job from job.json: bare, or beside what its caller or `run` wrote with it.
 
     Raises:
         SetupError: malformed.

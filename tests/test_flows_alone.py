@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import pytest
 import yaml
 
 from opd_evolver import versioning
+from opd_evolver.processes import alive
+from opd_evolver.stack import left
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -60,25 +63,49 @@ def kept(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
-# The flow really begins, and ends where it looks for the policy.
-FLOW = ("-m", "flows", "coevolve", "--preset", "micro", "--set", "policy.path=/nowhere/at/all")
+STUCK = """
+import time
+from pathlib import Path
+from prefect import flow
 
 
-def test_a_flow_by_hand_keeps_prefects_state_in_the_project(folder: Path) -> None:
-    done = called(folder, *FLOW)
-    assert done.returncode == 2 and "error: no folder /nowhere/at/all" in done.stderr, done.stderr
-    assert list((folder.parent / "home").iterdir()) == []
-    assert (folder / ".opd" / "prefect-local" / "prefect.db").is_file()
+@flow(name="coevolve", persist_result=False)
+def coevolve(name: str, preset: str | None, overrides: dict, fork: bool, resume: bool) -> None:
+    Path("here").touch()
+    time.sleep(600)
+"""
 
 
-def test_a_profile_without_an_address_is_left_as_it_was(folder: Path) -> None:
-    """Nor need it allow a server without an address, as Prefect's own profile does."""
-    profiles(folder, PREFECT_LOGGING_LEVEL="ERROR")
-    before = kept(folder)
-    done = called(folder, *FLOW)
-    assert done.returncode == 2 and "error: no folder /nowhere/at/all" in done.stderr, done.stderr
-    assert kept(folder) == before
-    assert (folder / ".opd" / "prefect-local" / "prefect.db").is_file()
+def test_prefects_state_stays_in_the_project_and_a_killed_flows_server_is_ended(folder: Path) -> None:
+    """Prefect's real server, twice: a flow that is killed, with nobody left to end it, then the next one."""
+    home, whole = folder.parent / "home", (folder / "flows" / "coevolve.py").read_text()
+    (folder / "flows" / "coevolve.py").write_text(STUCK)
+    flow = subprocess.Popen([sys.executable, "-m", "flows", "coevolve"], cwd=folder, env=environment(folder))
+    try:
+        end = time.monotonic() + 400
+        while not (folder / "here").exists():
+            assert flow.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        assert list(home.iterdir()) == [] and (folder / ".opd" / "prefect-local" / "prefect.db").is_file()
+        assert left.behind(folder) == []
+        flow.kill()
+        flow.wait()
+        behind = left.behind(folder)
+        assert behind
+
+        # A profile without an address, which need not allow a server without one, as Prefect's own profile does.
+        profiles(folder, PREFECT_LOGGING_LEVEL="ERROR")
+        before = kept(folder)
+        (folder / "flows" / "coevolve.py").write_text(whole)
+        # The flow really begins, and ends where it looks for the policy.
+        done = called(folder, "-m", "flows", "coevolve", "--preset", "micro", "--set", "policy.path=/nowhere/at/all")
+        assert done.returncode == 2 and "error: no folder /nowhere/at/all" in done.stderr, done.stderr
+        assert kept(folder) == before
+        assert not any(alive(*one) for one in behind) and left.behind(folder) == []
+    finally:
+        flow.kill()
+        flow.wait()
+        left.end(folder)
 
 
 SEEN = (

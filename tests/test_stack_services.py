@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from conftest import Opd
 
-from opd_evolver import stack
-from opd_evolver.errors import CorruptionError, OutageError, SetupError
+from opd_evolver import processes, stack, step
+from opd_evolver.errors import CorruptionError, OpdError, OutageError, SetupError
 from opd_evolver.processes import alive, started
 from opd_evolver.settings import load_settings
-from opd_evolver.stack import services
+from opd_evolver.stack import left, services
 from opd_evolver.stack.services import Service, Stack
 
 MARK = "mark-of-this-stack"
@@ -142,3 +147,80 @@ def test_a_torn_record_is_one_line(folder: Path, text: str) -> None:
     services.state_path(folder).write_text(text)
     with pytest.raises(CorruptionError, match=r"stack\.json cannot be read"):
         stack.status()
+
+
+# ── children that outlive whoever needed them ─────────────────────────────────────────────────
+
+
+def test_what_a_killed_flow_left_is_noticed_and_ended(folder: Path, opd: Opd) -> None:
+    """As Prefect's own server is, a child that the kernel was not asked to end; that of a living flow is left alone."""
+    code = (
+        "import pathlib, subprocess, sys, time\nfrom opd_evolver.stack import left\nleft.mark(pathlib.Path.cwd())\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    flows = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    pids = [int(flow.stdout.readline()) for flow in flows if flow.stdout is not None]
+    try:
+        assert left.behind(folder) == [] and "left_behind" not in stack.status()
+        flows[0].kill()
+        flows[0].wait()
+        assert stack.status()["left_behind"] == pids[:1]
+        assert left.behind(folder.parent) == [], "another project's are not ours to end"
+        said = opd("down")
+        assert said.code == 0 and f"{pids[0]} (left by a killed flow)" in said.out
+        assert started(pids[0]) is None and started(pids[1]) is not None
+        assert left.behind(folder) == [] and "left_behind" not in stack.status()
+    finally:
+        for flow in flows:
+            flow.kill()
+            flow.wait()
+        left.end(folder)
+    assert started(pids[1]) is None
+
+
+STEP = "from flows.step_flow import step; step.fn('job.json')"
+
+
+def step_of(folder: Path, waiting: dict[str, object] | None) -> tuple[int, str]:
+    """`step/gpu` as its worker runs it: exit code and last line."""
+    tree = {"job": {"step": "none", "lineage": "m", "round": 1, "root": str(folder), "out": "out", "params": {}}}
+    (folder / "job.json").write_text(json.dumps(tree if waiting is None else {**tree, "waiting": waiting}))
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=False)
+    return done.returncode, (done.stderr.splitlines() or [""])[-1]
+
+
+def test_a_step_of_a_deployment_ends_without_whoever_waits_for_it(folder: Path) -> None:
+    """Its parent is a worker that lives on. Where pids mean something else, and by hand, it runs."""
+    assert "unknown step" in step_of(folder, None)[1]
+    waits = _sleeper()
+    waiting = {"pid": waits.pid, "started": started(waits.pid), "place": processes.place()}
+    assert "unknown step" in step_of(folder, waiting)[1]
+    code = f"import time; from opd_evolver import processes; processes.end_without({waiting!r}); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code]) as under_way:
+        time.sleep(1)
+        assert under_way.poll() is None
+        waits.kill()
+        waits.wait()
+        assert under_way.wait(20) == processes.KILLED
+    assert step_of(folder, waiting) == (processes.KILLED, "")
+    assert "unknown step" in step_of(folder, {**waiting, "place": "another machine"})[1]
+    assert not (folder / "out").exists()
+
+
+def test_a_step_is_told_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import placement
+
+    told: list[dict[str, Any]] = []
+
+    def start(name: str, parameters: dict[str, str], as_subflow: bool) -> SimpleNamespace:
+        told.append({"name": name, **json.loads(Path(parameters["job_path"]).read_text())})
+        assert step.load_job(Path(parameters["job_path"])) == job
+        return SimpleNamespace(state="Crashed")
+
+    monkeypatch.setattr("prefect.deployments.run_deployment", start)
+    job = step.Job(step="none", lineage="m", round=1, root=str(tmp_path), out="out", params={})
+    with pytest.raises(OpdError, match="step none ran as step/gpu and ended Crashed"):
+        placement.run_deployment(job)
+    assert [one["name"] for one in told] == ["step/gpu"]
+    assert told[0]["waiting"] == {**processes.me(), "place": processes.place()}

@@ -12,7 +12,7 @@ def _print(tree: dict[str, Any], given: argparse.Namespace) -> None:
     lines = []
     for name, value in tree.items():
         told = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
-        lines.append(f"{name}: {', '.join(told) if isinstance(told, list) else told}")
+        lines.append(f"{name}: {', '.join(map(str, told)) if isinstance(told, list) else told}")
     result(tree, "\n".join(lines), as_json=given.json)
 
 

@@ -18,7 +18,7 @@ from opd_evolver.console import say
 from opd_evolver.durable import explained
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.settings import Settings, dotenv, load_settings
-from opd_evolver.stack import services, weaviate
+from opd_evolver.stack import left, services, weaviate
 from opd_evolver.stack.begun import EXTRAS, ON_REQUEST, TOML_HEAD, Begun
 from opd_evolver.stack.services import HOST, Stack
 
@@ -54,25 +54,30 @@ def up(settings: Settings | None = None, *, extras: tuple[str, ...] = EXTRAS) ->
 
 
 def down() -> dict[str, Any]:
-    """Stop what `up` started in this folder, and only that; waits until it is gone."""
+    """Stop what `up` started in this folder, and what killed flows left here, and only that; waits until it is gone."""
     project = Path.cwd()
+    names = [f"{pid} (left by a killed flow)" for pid in left.end(project)]
     if services.read(project) is None:
-        return {"running": False, "stopped": [], "why": f"no stack was started in {project}"}
+        return {"running": False, "stopped": names, "why": f"no stack was started in {project}"}
     with _lock(project):
         stack = services.read(project)
-        names = [] if stack is None else _stop(project, stack)
+        names += [] if stack is None else _stop(project, stack)
     return {"running": False, "stopped": names}
 
 
 def status() -> dict[str, Any]:
-    """`running` (all of it), addresses, and each service's pid."""
+    """`running` (all of it), addresses, each service's pid, and what was left by processes that were killed."""
     project = Path.cwd()
     stack = services.read(project)
     if stack is None:
-        return {"running": False, "why": f"no stack was started in {project}; start one: opd up"}
-    tree = _tree(project, stack)
-    if not tree["running"]:
-        tree["why"] = "not all services run; start them: opd up"
+        tree: dict[str, Any] = {"running": False, "why": f"no stack was started in {project}; start one: opd up"}
+    else:
+        tree = _tree(project, stack)
+        if not tree["running"]:
+            tree["why"] = "not all services run; start them: opd up"
+    if pids := [pid for pid, _ in left.behind(project)]:
+        tree["left_behind"] = pids
+        tree["mend"] = "opd down ends what a killed flow left behind"
     return tree
 
 

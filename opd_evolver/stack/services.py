@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from opd_evolver.durable import explained, write_text
 from opd_evolver.errors import CorruptionError, OutageError, SetupError
-from opd_evolver.processes import alive, started
+from opd_evolver.processes import alive, carrying, started
 from opd_evolver.records import SCHEMA_VERSION, Record
 
 HOST = "127.0.0.1"
@@ -208,16 +208,7 @@ def wait(name: str, service: Service, ready: Callable[[], bool]) -> None:
 
 def marked(mark: str) -> list[tuple[int, float]]:
     """(pid, start time) of every process of ours that carries the mark, this one excepted."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append((process.pid, float(process.create_time())))
-        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            continue  # gone meanwhile, or another user's: neither can be ours
-    return found
+    return [(pid, began) for pid, began, value in carrying(MARK) if value == mark]
 
 
 def _signal(members: Iterable[tuple[int, float]], number: signal.Signals) -> None:
@@ -229,8 +220,8 @@ def _signal(members: Iterable[tuple[int, float]], number: signal.Signals) -> Non
                 continue  # ended between the check and the signal
 
 
-def _stop(members: Callable[[], list[tuple[int, float]]]) -> None:
-    """TERM, wait, then KILL whoever is left."""
+def end(members: Callable[[], list[tuple[int, float]]]) -> None:
+    """TERM to all members, wait, then KILL whoever is left."""
     _signal(members(), signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while (left := [pair for pair in members() if alive(*pair)]) and time.monotonic() < deadline:
@@ -274,8 +265,8 @@ def stop(stack: Stack) -> list[str]:
     names = [name for name, service in stack.services.items() if service.alive()]
     servers = {service.pid for name, service in stack.services.items() if not name.startswith("worker")}
     kept = servers | {pid for server in servers for pid in _descendants(server)}
-    _stop(lambda: [pair for pair in _members(stack) if pair[0] not in kept])
-    _stop(lambda: _members(stack))
+    end(lambda: [pair for pair in _members(stack) if pair[0] not in kept])
+    end(lambda: _members(stack))
     return names
 
 

@@ -21,7 +21,7 @@ from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.lineage import Run, read_json
 from opd_evolver.records import canonical_json
-from opd_evolver.stack import home, orphans
+from opd_evolver.stack import home, left, orphans
 from opd_evolver.steps.progress import clear_error, error_path
 from opd_evolver.writer import holder
 
@@ -208,7 +208,11 @@ def _watch(flow_run_id: UUID, tick: Tick) -> Any:
 
 
 def release_zombie(run: Run) -> None:
-    """A flow run whose process was killed stays `Running` and holds its slot: mark it crashed."""
+    """A flow run whose process was killed stays `Running` and holds its slot: mark it crashed.
+
+    What a killed flow without a deployment left behind is ended, too.
+    """
+    left.end(Path.cwd())
     orphans.release(Path.cwd())
     held = holder(run)
     if held is None or held["live"] or not held.get("flow_run_id"):
