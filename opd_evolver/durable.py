@@ -139,10 +139,19 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise CorruptionError(f"{path} holds {type(value).__name__}", "a JSON object", f"restore {path} from a copy")
-    if int(value.get("schema_version", 0)) > SCHEMA_VERSION:
+    check_schema(value, str(path))
+    return value
+
+
+def check_schema(tree: Any, where: str) -> None:
+    """Refuse what a newer version wrote.
+
+    Raises:
+        SchemaError: names `where` and the way to upgrade.
+    """
+    if isinstance(tree, dict) and int(tree.get("schema_version", 0)) > SCHEMA_VERSION:
         raise SchemaError(
-            f"{path} has schema {value['schema_version']}",
+            f"{where} has schema {tree['schema_version']}",
             f"at most {SCHEMA_VERSION}",
             "upgrade: pip install -U opd-evolver",
         )
-    return value

@@ -11,6 +11,7 @@ extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and und
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from opd_evolver.durable import append_line, write_text
+from opd_evolver.durable import append_line, check_schema, write_text
 from opd_evolver.durable import read_json as read_json
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.params import Params, flat, nearest, validate
@@ -48,6 +49,7 @@ class RunIdentity(Record):
 class Head(Record):
     """One line of HEAD.jsonl."""
 
+    schema_version: int = SCHEMA_VERSION
     lineage: str
     action: Literal["open", "rollback", "fork", "undo"]
     reason: str = ""
@@ -151,8 +153,10 @@ def _heads(root: Path, name: str) -> list[Head]:
     heads = []
     for number, line in enumerate(lines, start=1):
         try:
-            heads.append(Head.model_validate_json(line))
-        except ValidationError:
+            tree = json.loads(line)
+            check_schema(tree, f"{path} line {number}")
+            heads.append(Head.model_validate(tree))
+        except (ValidationError, ValueError):
             if number == len(lines):  # a crash tore the last line: it was never acknowledged
                 break
             raise CorruptionError(f"{path} line {number} is malformed", "a HEAD record", f"restore {path}") from None

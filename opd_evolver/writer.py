@@ -12,7 +12,7 @@ from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run, read_json
 from opd_evolver.processes import alive, me
-from opd_evolver.records import canonical_json
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
 
 def holder(run: Run) -> dict[str, Any] | None:
@@ -51,4 +51,4 @@ def _take(run: Run, path: Path, note: Mapping[str, Any]) -> None:
                 "one writer",
                 "wait for it, or stop it; then: opd resume",
             )
-        write_text(path, canonical_json({**me(), **note}))
+        write_text(path, canonical_json({"schema_version": SCHEMA_VERSION, **me(), **note}))

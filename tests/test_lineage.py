@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.lineage import RunPaths
 from opd_evolver.params import Params, merge
 from opd_evolver.processes import started
-from opd_evolver.records import canonical_json
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
 
 def finish(root: Path, name: str, *rounds: int) -> None:
@@ -104,6 +105,18 @@ def test_a_torn_head_line_was_never_acknowledged(tmp_path: Path) -> None:
     assert lineage.open_run(tmp_path, "a").lineage == "a"
     append_line(head, '{"action":"undo","lineage":"a"}')
     assert len(head.read_text().splitlines()) == 2
+
+
+def test_a_head_line_of_a_newer_version_is_refused_and_an_older_one_read(tmp_path: Path) -> None:
+    """Even where it stands last, as a torn line would."""
+    lineage.open_or_create(tmp_path, "a", Params())
+    head = tmp_path / "runs" / "a" / "HEAD.jsonl"
+    assert json.loads(head.read_text())["schema_version"] == SCHEMA_VERSION
+    append_line(head, '{"action":"fork","lineage":"a","reason":"written before lines had a schema"}')
+    assert lineage.open_run(tmp_path, "a").lineage == "a"
+    append_line(head, '{"action":"swap","lineage":"a","schema_version":99}')
+    with pytest.raises(SchemaError, match=r"HEAD\.jsonl line 3 has schema 99.*pip install"):
+        lineage.open_run(tmp_path, "a")
 
 
 def test_one_writer_at_a_time_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rollout_world import agent, small
 from opd_evolver import lineage
 from opd_evolver.benchmark.columns import PolicySource, ResultStore, run_column
 from opd_evolver.benchmark.protocols import FrozenProtocol
+from opd_evolver.contracts.engine import ContractReport
 from opd_evolver.environments.registry import load
 from opd_evolver.fast.epoch import run_epoch
 from opd_evolver.fast.maintenance import MaintenanceSettings
@@ -33,10 +34,11 @@ from opd_evolver.memory.store import Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.policy.protocol import Policy, TokenPolicy
 from opd_evolver.policy.scripted import ScriptedPolicy
-from opd_evolver.records import SPLITS, Entry, GenerationRequest, LedgerRow, Reply
+from opd_evolver.records import SCHEMA_VERSION, SPLITS, Attribution, Entry, GenerationRequest, LedgerRow, Record, Reply
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
 from opd_evolver.slow import views
+from opd_evolver.slow.anchor import Anchor
 
 PROJECT = Path(__file__).parents[1]
 
@@ -211,11 +213,8 @@ def test_what_is_reported_decides_nothing(world: World, tmp_path: Path) -> None:
 
 # ── 8. schemas ────────────────────────────────────────────────────────────────────────────────
 
-# Telemetry, displays and reports; a model's own files; what lies beside examples.jsonl, whose lines carry it.
-NOT_RECORDS = re.compile(
-    r"progress\.jsonl|telemetry-.*\.json|HEAD\.jsonl|/reports/"
-    r"|config\.json|tokenizer.*\.json|outcomes\.jsonl"
-)
+# Telemetry, displays and reports; a model's own files.
+NOT_RECORDS = re.compile(r"progress\.jsonl|telemetry-.*\.json|/reports/|config\.json|tokenizer.*\.json")
 
 
 def test_everything_that_a_round_leaves_carries_its_schema(world: World) -> None:
@@ -228,6 +227,14 @@ def test_everything_that_a_round_leaves_carries_its_schema(world: World) -> None
         if text and "schema_version" not in first:
             bare.append(str(path.relative_to(world.root)))
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    "kind", [views.Outcome, Anchor, Attribution, ContractReport, lineage.Head], ids=lambda one: one.__name__
+)
+def test_each_line_and_report_carries_it(kind: type[Record]) -> None:
+    """Those that a round leaves in lists, or leaves only where it is checked and trained."""
+    assert kind.model_fields["schema_version"].default == SCHEMA_VERSION
 
 
 def test_a_ledger_row_holds_what_later_methods_need(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd_evolver.errors import OpdError
-from opd_evolver.records import Record
+from opd_evolver.records import SCHEMA_VERSION, Record
 
 Expectations = Any
 Rows = Sequence[dict[str, Any]]
@@ -36,6 +36,7 @@ class ContractReport(Record):
         measured: False where there was nothing to compare with; then nothing is claimed.
     """
 
+    schema_version: int = SCHEMA_VERSION
     name: str
     passed: bool
     n_rows: int

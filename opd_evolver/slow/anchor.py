@@ -23,7 +23,18 @@ from opd_evolver.environments.conventions import Procedural
 from opd_evolver.environments.protocol import Conventions, Environment
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import Policy
-from opd_evolver.records import Ability, Content, Entry, Fact, LedgerRow, Record, Task, TipContent, uuid5_of
+from opd_evolver.records import (
+    SCHEMA_VERSION,
+    Ability,
+    Content,
+    Entry,
+    Fact,
+    LedgerRow,
+    Record,
+    Task,
+    TipContent,
+    uuid5_of,
+)
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 from opd_evolver.slow.examples import generator, seed_of, write_lines
@@ -45,6 +56,7 @@ MAX_ROUND = 9
 class Anchor(Record):
     """One rehearsal prompt with the base policy's reply."""
 
+    schema_version: int = SCHEMA_VERSION
     anchor_id: str
     kind: Kind
     ability: Ability

@@ -17,6 +17,7 @@ from opd_evolver.memory.rivals import duplicates
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import (
+    SCHEMA_VERSION,
     Attribution,
     CallRecord,
     Entry,
@@ -49,6 +50,7 @@ class Outcome(Record):
         episode_return: r of its rollout, in [0, 1].
     """
 
+    schema_version: int = SCHEMA_VERSION
     example_id: str
     reply_token_ids: tuple[int, ...]
     episode_return: float

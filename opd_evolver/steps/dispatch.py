@@ -20,7 +20,7 @@ from opd_evolver import stack
 from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.lineage import Run, read_json
-from opd_evolver.records import canonical_json
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.stack import home, left, orphans
 from opd_evolver.steps.progress import clear_error, error_path
 from opd_evolver.writer import holder
@@ -172,7 +172,8 @@ def through_worker(run: Run, tick: Tick) -> None:
     try:
         release_zombie(run)
         started: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
-        write_text(run.paths.run / "flow_run.json", canonical_json({"flow_run_id": str(started.id)}) + "\n")
+        tree = {"schema_version": SCHEMA_VERSION, "flow_run_id": str(started.id)}
+        write_text(run.paths.run / "flow_run.json", canonical_json(tree) + "\n")
         state = _watch(started.id, tick)
     except httpx.HTTPError as error:
         raise OutageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from opd_evolver.durable import write_text
 from opd_evolver.errors import OpdError
 from opd_evolver.lineage import Run, RunPaths, exists, open_run
-from opd_evolver.records import canonical_json
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.step import Job
 
 
@@ -40,7 +40,12 @@ def record_error(root: Path, name: str, error: OpdError) -> None:
     lineage = open_run(root, name).lineage if exists(root, name) else name
     # Deep in the house nobody knows the run's name, which the command that mends it needs.
     message = re.sub(r"opd resume(?! [A-Za-z0-9])", f"opd resume {name}", str(error))
-    tree = {"kind": type(error).__name__, "message": message, "exit_code": error.exit_code}
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": type(error).__name__,
+        "message": message,
+        "exit_code": error.exit_code,
+    }
     write_text(error_path(root, lineage), canonical_json(tree) + "\n")
 
 
