@@ -44,7 +44,6 @@ class Job(Record):
         inputs: name → path of what it reads.
         input_digests: name → digest of what it reads; enters the key.
         options: small values; enter the key.
-        placed: values that change no result (shard counts, …); enter no key.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -57,7 +56,6 @@ class Job(Record):
     inputs: dict[str, str] = Field(default_factory=dict)
     input_digests: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
-    placed: dict[str, Any] = Field(default_factory=dict)
 
     def key(self) -> str:
         """The step key (architecture: idempotent steps)."""

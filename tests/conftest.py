@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import driver
 import pytest
 
 for name in [name for name in os.environ if name.upper().startswith("OPD_") and name != "OPD_REQUIRE_WEAVIATE"]:
@@ -64,6 +65,13 @@ def opd(capsys: pytest.CaptureFixture[str]) -> Opd:
         return Said(code, streams.out, streams.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[driver.Children]:
+    """Runs of the real flows in forked children; one server for a file, which imports everything heavy once."""
+    with driver.Children() as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

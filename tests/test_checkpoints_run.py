@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from checkpoints import MAKERS
 from opd_evolver.policy.weights import weights_digest
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[driver.Children]:
-    with driver.Children() as served:
-        yield served
 
 
 def overrides(policy: Path, adapter: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("prefect.yaml", "params.yaml"):
         shutil.copy(driver.PROJECT / name, place / "project")
     return place / "project"
-
-
-@pytest.fixture(scope="module")
-def plain(folder: Path) -> Iterator[driver.Children]:
-    """Runs the same flows without Prefect, to compare with."""
-    with driver.Children() as served:
-        yield served
 
 
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -70,7 +62,7 @@ def logs(folder: Path) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted((folder / ".opd" / "logs").glob("*.log")))
 
 
-def test_micro_goes_through_a_worker_and_a_second_call_does_nothing(folder: Path, plain: driver.Children) -> None:
+def test_micro_goes_through_a_worker_and_a_second_call_does_nothing(folder: Path, children: driver.Children) -> None:
     arguments = ("run", "--preset", "micro", "--up", "--json")
     code, out, err = opd(folder, *arguments)
     assert code == 0, err + logs(folder)
@@ -89,13 +81,13 @@ def test_micro_goes_through_a_worker_and_a_second_call_does_nothing(folder: Path
     assert (folder / ".opd" / "logs" / "prefect.log").stat().st_mtime_ns == before
 
     bare = folder.parent / "bare"
-    assert plain.run(bare, "default") == 0, driver.said(bare)
+    assert children.run(bare, "default") == 0, driver.said(bare)
     assert driver.digests(bare, "default") == driver.digests(folder, "default")
 
 
-def test_worker_and_flow_killed_at_once_and_resumed(folder: Path, plain: driver.Children) -> None:
+def test_worker_and_flow_killed_at_once_and_resumed(folder: Path, children: driver.Children) -> None:
     bare = folder.parent / "bare-small"
-    assert plain.run(bare, "killed", driver.SMALL) == 0, driver.said(bare)
+    assert children.run(bare, "killed", driver.SMALL) == 0, driver.said(bare)
     small = [f"--set={key}={json.dumps(value)}" for key, value in driver.SMALL.items()]
     try:
         code, _, err = opd(folder, "up")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +31,6 @@ class Undisturbed(NamedTuple):
     overrides: dict[str, Any]
     digests: dict[int, dict[str, str]]
     n_writes: int
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[driver.Children]:
-    with driver.Children() as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

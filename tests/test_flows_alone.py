@@ -156,11 +156,16 @@ def test_what_is_finished_imports_no_prefect(project: Path) -> None:
         "except SystemExit as left: code = left.code\n"
         "print(code, 'prefect' in sys.modules, file=sys.stderr)"
     )
-    said = {}
+    said, left_by = {}, {}
     for command in ("coevolve", "benchmark", "report"):
         done = called(project, "spy.py", command, "--name", "done", env=environment(project))
         assert done.stderr.splitlines()[-1] == "0 False", done.stderr
         said[command] = done.stdout
+        left_by[command] = {path.name: path.read_bytes() for path in (project / "reports" / "done").iterdir()}
+    assert set(left_by["coevolve"]) == {"metrics.json", "rounds.csv", "rounds.txt"}
+    assert left_by["coevolve"] == left_by["benchmark"] == left_by["report"], (
+        "DVC would see a change where there is none"
+    )
     assert "nothing to do" in said["coevolve"] and said["benchmark"].strip().endswith("reports/done/rounds.csv")
     assert said["report"] == (project / "reports" / "done" / "rounds.txt").read_text()
     for command, words in (("coevolve --set=seed=[", "--set seed=["), ("benchmark", "no run"), ("report", "no run")):

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,6 @@ class Inline(NamedTuple):
     root: Path
     overrides: dict[str, Any]
     digests: dict[int, dict[str, str]]
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[driver.Children]:
-    with driver.Children() as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

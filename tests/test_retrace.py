@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +30,6 @@ class Done(NamedTuple):
 
     root: Path
     overrides: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[driver.Children]:
-    with driver.Children() as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

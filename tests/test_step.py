@@ -61,7 +61,6 @@ def test_a_finished_step_is_not_run_again_but_a_changed_key_is(tmp_path: Path) -
 def test_where_and_how_wide_enters_no_key(tmp_path: Path) -> None:
     wide = merge(Params(rounds=9), {"flows.shards": 3, "flows.placement": "subprocess"}, "test")
     assert job(tmp_path, params=wide.model_dump(mode="json")).key() == job(tmp_path).key()
-    assert job(tmp_path, placed={"shards": 3}).key() == job(tmp_path).key()
     assert job(tmp_path, round=2).key() != job(tmp_path).key()
     assert job(tmp_path, options={"wave": 1}).key() != job(tmp_path).key()
 

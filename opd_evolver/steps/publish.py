@@ -129,20 +129,16 @@ def _report_folder(run: Run) -> Path:
     return run.root / "reports" / run.identity.name
 
 
-def metrics(run: Run) -> Path:
-    """reports/<name>/metrics.json: the means that DVC compares between commits."""
+def _metrics(run: Run, tree: dict[str, Any]) -> None:
     found: dict[str, Any] = {"base": {"alone": measurement_of(run, 0).columns.alone.mean}}
-    for one in rounds_tree(run)["rounds"]:
+    for one in tree["rounds"]:
         found[f"round-{one['round']:03d}"] = {name: (one["columns"][name] or {}).get("mean") for name in COLUMNS}
-    path = _report_folder(run) / "metrics.json"
-    write_text(path, json.dumps(found, indent=2, sort_keys=True) + "\n")
-    return path
+    write_text(_report_folder(run) / "metrics.json", json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 
-def curves(run: Run) -> Path:
-    """reports/<name>/rounds.csv: a row per round, for plots."""
+def _curves(run: Run, tree: dict[str, Any]) -> Path:
     lines = [",".join(("round", *COLUMNS))]
-    for one in rounds_tree(run)["rounds"]:
+    for one in tree["rounds"]:
         means = [(one["columns"][name] or {}).get("mean") for name in COLUMNS]
         lines.append(",".join(str(value) for value in (one["round"], *means)))
     path = _report_folder(run) / "rounds.csv"
@@ -150,21 +146,29 @@ def curves(run: Run) -> Path:
     return path
 
 
-def table(run: Run) -> Path:
-    """reports/<name>/rounds.txt: the table, without times, so that the same rounds give the same bytes."""
-    tree = rounds_tree(run)
-    for one in tree["rounds"]:
-        one["seconds"] = None
+def _table(run: Run, tree: dict[str, Any]) -> Path:
+    timeless = {**tree, "rounds": [{**one, "seconds": None} for one in tree["rounds"]]}
     path = _report_folder(run) / "rounds.txt"
-    write_text(path, rounds_table(tree) + "\n")
+    write_text(path, rounds_table(timeless) + "\n")
     return path
 
 
+def curves(run: Run) -> Path:
+    """reports/<name>/rounds.csv: a row per round, for plots."""
+    return _curves(run, rounds_tree(run))
+
+
+def table(run: Run) -> Path:
+    """reports/<name>/rounds.txt: the table, without times, so that the same rounds give the same bytes."""
+    return _table(run, rounds_tree(run))
+
+
 def reports(run: Run) -> None:
-    """What DVC's stages put out, whichever entry point did the work."""
-    metrics(run)
-    curves(run)
-    table(run)
+    """What DVC's stages put out, whichever entry point did the work; metrics.json has the means that DVC compares."""
+    tree = rounds_tree(run)
+    _metrics(run, tree)
+    _curves(run, tree)
+    _table(run, tree)
 
 
 def round_line(run: Run, round_: int) -> str:
