@@ -14,6 +14,7 @@ from opd_evolver.records import SCHEMA_VERSION
 
 REINDEX = "`opd memory reindex`"
 BUSY_TIMEOUT_S = 30.0
+TOKENIZER = "unicode61"
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -25,7 +26,7 @@ TABLES = (
     ),
     "CREATE INDEX IF NOT EXISTS by_scope ON entries (live, level, scope, domain)",
     "CREATE INDEX IF NOT EXISTS by_change ON entries (change)",
-    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (place, text, tokenize = 'unicode61')",
+    f"CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (place, text, tokenize = '{TOKENIZER}')",
 )
 
 

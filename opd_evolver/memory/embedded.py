@@ -19,6 +19,7 @@ from opd_evolver.memory.database import Database
 from opd_evolver.memory.embed import words_of
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.matrix import VectorTable
+from opd_evolver.memory.postings import Postings, tokens_of
 from opd_evolver.memory.protocol import Embedder
 from opd_evolver.records import Entry, Level, canonical_json
 
@@ -26,6 +27,7 @@ DIRECT_LIMIT = 512
 """Candidate sets up to this size are scored directly; larger ones go through the matrix and FTS5."""
 LEXICAL_POOL = 200
 MAX_QUERY_WORDS = 64
+DECIMALS = 9
 
 
 def _word_of(kind: str, value: str) -> str:
@@ -81,11 +83,24 @@ def _few(
     return rows if len(rows) <= DIRECT_LIMIT else None
 
 
-def _lexical(
+def _phrases(query_words: list[str]) -> list[str]:
+    return list(dict.fromkeys(query_words))[:MAX_QUERY_WORDS]
+
+
+def _terms(connection: Connection, query_words: list[str]) -> list[str] | None:
+    """The query as single terms of the index; None where FTS5 sees a word as none or as several, a phrase."""
+    phrases = _phrases(query_words)
+    if all(word.isascii() and word.isalnum() for word in phrases):
+        return phrases
+    tokens = tokens_of(connection, phrases)
+    return [one for (one,) in tokens] if all(len(one) == 1 for one in tokens) else None
+
+
+def _matches(
     connection: Connection, query_words: list[str], filters: tuple[str, str | None, str | None], limit: int
 ) -> list[tuple[int, float]]:
     """The best matches by FTS5's bm25 among the filtered, as (rowid, positive score)."""
-    quoted = [f'"{word}"' for word in dict.fromkeys(query_words)][:MAX_QUERY_WORDS]
+    quoted = [f'"{word}"' for word in _phrases(query_words)]
     if not quoted:
         return []
     level, domain, scope = filters
@@ -98,7 +113,7 @@ def _lexical(
         "ORDER BY score DESC, rowid LIMIT ?",
         (match, limit),
     )
-    return [(int(rowid), round(float(score), 9)) for rowid, score in rows]
+    return [(int(rowid), round(float(score), DECIMALS)) for rowid, score in rows]
 
 
 def _direct(
@@ -133,7 +148,7 @@ class EmbeddedIndex:
     def __init__(self, path: Path, embedder: Embedder, *, read_only: bool = False, alpha: float = 0.5) -> None:
         self.embedder, self.alpha = embedder, alpha
         self._database = Database(path, embedder, read_only=read_only)
-        self._table = VectorTable(embedder.dimension)
+        self._table, self._postings = VectorTable(embedder.dimension), Postings()
 
     # ── writing: the committer only ──────────────────────────────────────────────────────────
 
@@ -162,7 +177,7 @@ class EmbeddedIndex:
         with self._database.transaction() as connection:
             for table in ("entries", "words", "applied"):
                 connection.execute(f"DELETE FROM {table}")
-        self._table = VectorTable(self.embedder.dimension)
+        self._table, self._postings = VectorTable(self.embedder.dimension), Postings()
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
 
@@ -221,11 +236,35 @@ class EmbeddedIndex:
     ) -> list[tuple[str, float]]:
         self._table.refresh(connection)
         places = self._table.places(*filters)
-        lexical = np.zeros(len(places), dtype=np.float64)
-        for rowid, score in _lexical(connection, query_words, filters, max(LEXICAL_POOL, 4 * limit)):
-            lexical[np.searchsorted(places, self._table.place_of(rowid))] = score
+        lexical = self._lexical(connection, query_words, filters, places, max(LEXICAL_POOL, 4 * limit))
         scores = ranking.hybrid(self._table.cosine(places, vector), lexical, alpha)
         return ranking.best(self._table.ids(places), scores, limit)
+
+    def _lexical(
+        self,
+        connection: Connection,
+        query_words: list[str],
+        filters: tuple[str, str | None, str | None],
+        places: npt.NDArray[np.int64],
+        limit: int,
+    ) -> npt.NDArray[np.float64]:
+        """[places] the bm25 scores of the `limit` best matches among these places, 0 elsewhere."""
+        lexical = np.zeros(len(places), dtype=np.float64)
+        terms = _terms(connection, query_words)
+        if terms is None:
+            for rowid, score in _matches(connection, query_words, filters, limit):
+                lexical[np.searchsorted(places, self._table.place_of(rowid))] = score
+            return lexical
+        self._postings.refresh(connection, self._table)
+        scores = self._postings.scores(terms)[places]
+        chosen = np.flatnonzero(scores)
+        if len(chosen) > limit:
+            cut = np.partition(scores[chosen], len(chosen) - limit)[len(chosen) - limit]
+            chosen = chosen[scores[chosen] >= cut]
+            order = np.lexsort((self._table.rowids(places[chosen]), -scores[chosen]))
+            chosen = chosen[order[:limit]]
+        lexical[chosen] = [round(score, DECIMALS) for score in scores[chosen].tolist()]
+        return lexical
 
     def close(self) -> None:
         self._database.close()

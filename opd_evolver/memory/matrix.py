@@ -39,6 +39,21 @@ class VectorTable:
         self._live = np.zeros(0, dtype=bool)
         self._vectors = np.zeros((0, dimension), dtype=np.float32)
 
+    @property
+    def seen(self) -> int:
+        """The last change that is in."""
+        return self._seen
+
+    @property
+    def n(self) -> int:
+        """Places in use, those of retired entries included."""
+        return self._n
+
+    @property
+    def live(self) -> npt.NDArray[np.bool_]:
+        """[n] whether the entry at a place is live."""
+        return self._live[: self._n]
+
     def refresh(self, connection: sqlite3.Connection) -> None:
         """Brings the copy up to the database's state."""
         rows = connection.execute(
@@ -84,6 +99,14 @@ class VectorTable:
 
     def place_of(self, rowid: int) -> int:
         return self._places[rowid]
+
+    def places_of(self, rowids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same for many row ids, all of which must be here."""
+        order = np.argsort(self._rowids[: self._n])
+        return order[np.searchsorted(self._rowids[: self._n], rowids, sorter=order)]
+
+    def rowids(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._rowids[places]
 
     def ids(self, places: npt.NDArray[np.int64]) -> Ids:
         return Ids(self._entry_ids, places)

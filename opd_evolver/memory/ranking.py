@@ -7,7 +7,6 @@ scores are logged: sums run row by row (einsum, not BLAS) and ties go to the sma
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,17 +32,22 @@ def cosine(vectors: npt.NDArray[np.float32], query: npt.NDArray[np.float32]) -> 
 
 def bm25(query: Sequence[str], documents: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
     """Okapi BM25 of each document with the statistics of these documents; [N] float64, ≥ 0."""
-    scores = np.zeros(len(documents), dtype=np.float64)
+    n_documents = len(documents)
+    scores = np.zeros(n_documents, dtype=np.float64)
     if not documents or not query:
         return scores
-    counts = [Counter(document) for document in documents]
-    mean_length = sum(len(document) for document in documents) / len(documents) or 1.0
-    for word in dict.fromkeys(query):
-        holding = [(place, count[word]) for place, count in enumerate(counts) if word in count]
-        idf = math.log(1.0 + (len(documents) - len(holding) + 0.5) / (len(holding) + 0.5))
-        for place, tf in holding:
-            norm = K1 * (1.0 - B + B * len(documents[place]) / mean_length)
-            scores[place] += idf * tf * (K1 + 1.0) / (tf + norm)
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    columns = {word: column for column, word in enumerate(dict.fromkeys(query))}
+    n_columns = len(columns) + 1  # the last one is for words that nobody asked for
+    found = np.array([columns.get(word, n_columns - 1) for document in documents for word in document], dtype=np.int64)
+    cells = np.repeat(np.arange(n_documents), lengths) * n_columns + found
+    counts = np.bincount(cells, minlength=n_documents * n_columns).reshape(n_documents, n_columns)
+    norm = K1 * (1.0 - B + B * lengths / (int(lengths.sum()) / n_documents or 1.0))
+    for column in range(n_columns - 1):
+        places = np.flatnonzero(counts[:, column])
+        idf = math.log(1.0 + (n_documents - len(places) + 0.5) / (len(places) + 0.5))
+        tf = counts[places, column]
+        scores[places] += idf * tf * (K1 + 1.0) / (tf + norm[places])
     return scores
 
 
