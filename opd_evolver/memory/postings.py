@@ -59,7 +59,7 @@ class Postings:
         self._followed: dict[int, tuple[str, ...]] = {}
         self._recent: dict[str, dict[int, int]] = {}
         self._current = np.zeros(0, dtype=bool)
-        self._norm = np.zeros(0, dtype=np.float64)
+        self._norm: npt.NDArray[np.float64] = np.zeros(0)
         self._n_rows = 0
 
     def refresh(self, connection: sqlite3.Connection, table: VectorTable) -> None:
@@ -77,7 +77,7 @@ class Postings:
         inside = self._length > 0
         self._n_rows = int(np.count_nonzero(inside))
         mean = float(self._length.sum()) / self._n_rows if self._n_rows else 1.0
-        self._norm = K1 * ((1.0 - B) + B * self._length / mean)
+        self._norm = K1 * ((1.0 - B) + B * self._length.astype(np.float64) / mean)
 
     def _load(self, connection: sqlite3.Connection, table: VectorTable) -> None:
         """Everything, by two scans of the index that come in the same order: by term, then by row."""
