@@ -14,7 +14,7 @@ from memory_cases import FULL_LEVELS, tip
 
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.memory import embedded
-from opd_evolver.memory.embed import HashEmbedder, open_embedder
+from opd_evolver.memory.embed import WORD, HashEmbedder, open_embedder, words_of
 from opd_evolver.memory.embedded import EmbeddedIndex
 from opd_evolver.memory.store import entry_of
 from opd_evolver.records import Proposal, SkillContent, TipContent
@@ -49,6 +49,11 @@ def test_embedder_is_stable_unit_and_named() -> None:
     assert HashEmbedder().identity == "hash-256-v1"
     with pytest.raises(SetupError, match="hash-256"):
         open_embedder("hsh-256")
+
+
+@given(text=st.text(st.characters(max_codepoint=160), max_size=60) | st.text(max_size=60))
+def test_words_are_those_of_the_pattern(text: str) -> None:
+    assert words_of(text) == WORD.findall(text.casefold())
 
 
 def test_search_ranks_by_words_and_filters(index: EmbeddedIndex) -> None:

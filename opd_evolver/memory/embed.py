@@ -19,12 +19,15 @@ from opd_evolver.memory.protocol import Embedder
 from opd_evolver.params import nearest
 
 WORD = re.compile(r"\w+")
+ASCII_PUNCTUATION = {code: " " for code in range(128) if not WORD.fullmatch(chr(code))}
+"""For text in ASCII this and `split` give what WORD finds, in less than half the time."""
 WORD_WEIGHT, TRIGRAM_WEIGHT = 1.0, 0.35
 
 
 def words_of(text: str) -> list[str]:
     """Words in order, case folded; punctuation separates."""
-    return WORD.findall(text.casefold())
+    folded = text.casefold()
+    return folded.translate(ASCII_PUNCTUATION).split() if folded.isascii() else WORD.findall(folded)
 
 
 @lru_cache(maxsize=65536)
