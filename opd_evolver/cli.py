@@ -100,7 +100,15 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
         actions, "rollback", "memory:rollback", "open a lineage from a finished round (nothing is rewritten)"
     )
     rollback.add_argument("round", type=int)
-    undo = _command(actions, "undo", "memory:undo", "return to the lineage before the last rollback")
+    undo = _command(
+        actions, "undo", "memory:undo", "undo one merge or deletion, or return to the lineage before the last rollback"
+    )
+    undo.add_argument(
+        "operation", nargs="?", help="an id that `log` prints, or enough of its start; none: the rollback"
+    )
+    undo.add_argument("--dry-run", action="store_true", help="with an operation: tell what it would do")
+    maintain = _command(actions, "maintain", "memory_maintain:maintain", "what maintenance would merge and delete now")
+    maintain.add_argument("--dry-run", action="store_true", help="required: rounds maintain by themselves")
     reindex = _command(actions, "reindex", "memory:reindex", "rebuild the index from the ledger")
     erase = _command(actions, "erase", "memory_edit:erase", "forget an entry: ledger, index and every snapshot")
     erase.add_argument("entry_id", help="an id, or enough of its start")
@@ -119,7 +127,7 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, diff, why, gc):
+    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, diff, why, gc, maintain):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

@@ -313,10 +313,13 @@ class Episode(Record):
 
 
 class MemoryOperation(Record):
-    """One maintenance operation, with what it needs to be undone."""
+    """One operation on the memory, with what it needs to be undone.
+
+    `created` are entries that a merge made, or, of an `undo`, retired entries that it brings back.
+    """
 
     operation_id: str
-    kind: Literal["merge", "delete"]
+    kind: Literal["merge", "delete", "undo"]
     round: int
     retired: tuple[str, ...]
     created: tuple[str, ...] = ()

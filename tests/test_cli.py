@@ -40,6 +40,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "search"): ("late", "--name", "done"),
     ("memory", "rollback"): ("1", "--name", "done"),
     ("memory", "undo"): ("--name", "done"),
+    ("memory", "maintain"): ("--dry-run", "--name", "done"),
     ("memory", "reindex"): ("--name", "done"),
     ("memory", "erase"): ("ENTRY", "--reason", "test", "--name", "done"),
     ("memory", "diff"): ("0", "1", "--name", "done"),

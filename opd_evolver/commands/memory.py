@@ -15,19 +15,17 @@ from opd_evolver.memory import views
 from opd_evolver.memory.snapshot import restore, verify
 from opd_evolver.memory.store import Memory
 from opd_evolver.memory.store import reindex as rebuild
-from opd_evolver.steps import prepare
+from opd_evolver.steps import prepare, snapshots
 from opd_evolver.steps import rollback as way_back
+
+N_ID = 12
 
 
 @contextmanager
-def opened(name: str) -> Iterator[Memory]:
-    """The memory of the last finished round, opened from its snapshot's copy under live/."""
+def opened(name: str, round_: int | None = None) -> Iterator[Memory]:
+    """The memory of a finished round, by default the last one, opened from its snapshot's copy under live/."""
     run = lineage.open_run(prepare.artifact_root(), name)
-    finished = run.finished_rounds()
-    if not finished:
-        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {name}")
-    round_ = finished[-1]
-    folder = run.owner(round_).version(round_) / "memory"
+    folder = snapshots.folder_of(run, snapshots.last_finished(run) if round_ is None else round_)
     info = verify(folder)
     # Looking needs no server: the embedded index serves, whatever the run's store.
     embedded = run.params.memory.model_copy(update={"store": "embedded"})
@@ -57,7 +55,18 @@ def log(given: argparse.Namespace) -> int:
     with opened(given.name) as memory:
         tree = views.log(memory)
     columns = ("round", "wave", "part", "rollouts", "successes", "written", "seen_again", "retired")
-    return _print(tree, _table(tree, columns), given)
+    lines = [_table(tree, columns)]
+    lines += [
+        f"round {commit['round']}: {one['kind']} {one['id']}: {_ids(one['retired'])} -> {_ids(one['created'])}"
+        for commit in tree
+        for one in commit["operations"]
+    ]
+    return _print(tree, "\n".join(lines), given)
+
+
+def _ids(ids: Sequence[str]) -> str:
+    """Entries by the start of their ids, which every command takes."""
+    return " ".join(one[:N_ID] for one in ids) or "nothing"
 
 
 def show(given: argparse.Namespace) -> int:
@@ -102,7 +111,13 @@ def reindex(given: argparse.Namespace) -> int:
 
 
 def undo(given: argparse.Namespace) -> int:
-    """Return to the lineage before the last rollback or fork; nothing is deleted."""
+    """Without an operation: return to the lineage before the last rollback or fork; nothing is deleted."""
+    if given.operation is not None:
+        from opd_evolver.commands.memory_edit import undo_operation
+
+        return undo_operation(given)
+    if given.dry_run:
+        raise SetupError("--dry-run without an operation", "the id of one", "opd memory log prints them")
     root = prepare.artifact_root()
     run = way_back.undo(root, given.name)
     return _print({"lineage": run.lineage}, f"current lineage: `{run.lineage}`", given)

@@ -1,4 +1,4 @@
-"""`opd memory import FILE` and `opd memory erase ID`: what a user brings in, and what must be forgotten."""
+"""`opd memory import FILE`, `undo OPERATION`, `erase ID`: what a user brings in, takes back, or has forgotten."""
 
 from __future__ import annotations
 
@@ -67,6 +67,32 @@ def _told(found: importer.Import, given: argparse.Namespace, round_: int | None)
     else:
         lines.append(f"{counts}; they enter the memory when round {round_} begins")
     return "\n".join(lines)
+
+
+def undo_operation(given: argparse.Namespace) -> int:
+    """Put the inverse of one merge or deletion among the edits of the next round that has not begun."""
+    from opd_evolver.steps import undo
+
+    run = lineage.open_run(prepare.artifact_root(), given.name)
+    done = undo.operation(run, given.operation, dry_run=given.dry_run)
+    tree = {
+        "lineage": run.lineage,
+        "operation": done.of.operation_id,
+        "kind": done.of.kind,
+        "undo": done.inverse.operation_id,
+        "round": done.inverse.round,
+        "dry_run": given.dry_run,
+        "back": list(done.inverse.created),
+        "retired": list(done.inverse.retired),
+        "kept": list(done.kept),
+    }
+    lines = [f"lives again: {one}" for one in done.inverse.created]
+    lines += [f"is retired: {one}" for one in done.inverse.retired]
+    lines += [f"stays as it is: {one} (written by others, too, or retired already)" for one in done.kept]
+    when = "nothing was changed (--dry-run)" if given.dry_run else f"it enters when round {done.inverse.round} begins"
+    lines.append(f"{done.of.kind} {done.of.operation_id} is undone by {done.inverse.operation_id}; {when}")
+    console.result(tree, "\n".join(lines), as_json=given.json)
+    return 0
 
 
 def erase(given: argparse.Namespace) -> int:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 
 from opd_evolver import console, lineage
-from opd_evolver.errors import SetupError
 from opd_evolver.memory import stores
 from opd_evolver.memory.snapshot import restore
 from opd_evolver.memory.store import Memory
-from opd_evolver.steps import prepare
+from opd_evolver.steps import prepare, snapshots
 
 
 def copy(given: argparse.Namespace) -> int:
     """Rebuild the index from the ledger in `--to`; counts and digests must be those of the snapshot."""
     run = lineage.open_run(prepare.artifact_root(), given.name)
-    finished = run.finished_rounds()
-    if not finished:
-        raise SetupError(f"run `{run.lineage}` has no finished round yet", "at least one", f"opd resume {given.name}")
-    round_ = finished[-1]
+    round_ = snapshots.last_finished(run)
     params = run.params.memory.model_copy(update={"store": given.to})
     folder = run.paths.run / "hosted" / given.to
-    info = restore(run.owner(round_).version(round_) / "memory", folder, params)
+    info = restore(snapshots.folder_of(run, round_), folder, params)
     with Memory.open(folder, params, read_only=True) as memory:
         by_level = memory.counts_by_level()
     tree = {

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from opd_evolver import console, lineage, versioning, writer
+from opd_evolver import console, lineage, writer
 from opd_evolver.commands.memory import opened
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
@@ -14,7 +14,7 @@ from opd_evolver.memory import stores, story, views
 from opd_evolver.memory.diff import changes, counts
 from opd_evolver.memory.snapshot import read_entries, verify
 from opd_evolver.records import Attribution, Entry
-from opd_evolver.steps import prepare
+from opd_evolver.steps import prepare, snapshots
 
 N_LISTED = 20
 
@@ -34,9 +34,7 @@ def _entries(run: Run, round_: int) -> list[Entry]:
         raise SetupError(
             f"round {round_} of `{run.lineage}` has not finished", f"one of {run.finished_rounds()}", "opd rounds"
         )
-    folder = run.owner(round_).version(round_) / "memory"
-    if not folder.exists():
-        versioning.checkout(run.root, versioning.pointer_of(folder))
+    folder = snapshots.folder_of(run, round_)
     verify(folder)
     return read_entries(folder)
 

@@ -246,6 +246,8 @@ def touched(segment: LedgerSegment) -> list[str]:
         ids.update(row.injected)
     for operation in segment.operations:
         ids.update(operation.retired)
+        if operation.kind == "undo":
+            ids.update(operation.created)
     return sorted(ids)
 
 
@@ -270,12 +272,17 @@ def fold(before: Mapping[str, Entry], segment: LedgerSegment) -> dict[str, Entry
     for entry in sorted(segment.entries, key=lambda one: one.entry_id):
         after[entry.entry_id] = merge(after.get(entry.entry_id), entry)
     for operation in segment.operations:
-        for entry_id in operation.retired:
-            if entry_id in after and entry_id not in operation.created and after[entry_id].status == "live":
-                retired = {
-                    "status": "retired",
-                    "retired_round": operation.round,
-                    "retired_by": operation.operation_id,
-                }
-                after[entry_id] = after[entry_id].model_copy(update=retired)
+        _operate(after, operation)
     return after
+
+
+def _operate(after: dict[str, Entry], operation: MemoryOperation) -> None:
+    """Retires and brings back what the operation names; what was erased stays erased."""
+    for entry_id in operation.retired:
+        if entry_id in after and entry_id not in operation.created and after[entry_id].status == "live":
+            retired = {"status": "retired", "retired_round": operation.round, "retired_by": operation.operation_id}
+            after[entry_id] = after[entry_id].model_copy(update=retired)
+    for entry_id in operation.created if operation.kind == "undo" else ():
+        if entry_id in after and after[entry_id].status == "retired":
+            back = {"status": "live", "retired_round": None, "retired_by": ""}
+            after[entry_id] = after[entry_id].model_copy(update=back)

@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_evolver.memory.levels import render
 from opd_evolver.memory.store import Memory
-from opd_evolver.records import Attribution, Entry, LedgerRow
+from opd_evolver.records import Attribution, Entry, LedgerRow, MemoryOperation
 
 Plain = dict[str, Any]
 BUDGET = 64
@@ -23,12 +23,7 @@ def tell(memory: Memory, entry: Entry, values: Mapping[int, Attribution | None])
     """
     rows = memory.ledger.rows()
     segments = list(memory.ledger.read_all())
-    retirements = [
-        {"operation": one.operation_id, "kind": one.kind, "round": one.round, "created": list(one.created)}
-        for segment in segments
-        for one in segment.operations
-        if entry.entry_id in one.retired
-    ]
+    operations = [one for segment in segments for one in segment.operations]
     children = sorted(one.entry_id for one in memory.entries(live_only=False) if entry.entry_id in one.parents)
     return {
         "id": entry.entry_id,
@@ -41,10 +36,15 @@ def tell(memory: Memory, entry: Entry, values: Mapping[int, Attribution | None])
         "sources": _sources(rows, entry),
         "parents": list(entry.parents),
         "children": children,
-        "retired_by": retirements,
+        "retired_by": [_operation(one) for one in operations if entry.entry_id in one.retired],
+        "restored_by": [_operation(one) for one in operations if one.kind == "undo" and entry.entry_id in one.created],
         "evidence": _evidence(rows, entry.entry_id),
         "values": [_value(round_, found) for round_, found in sorted(values.items())],
     }
+
+
+def _operation(one: MemoryOperation) -> Plain:
+    return {"operation": one.operation_id, "kind": one.kind, "round": one.round, "created": list(one.created)}
 
 
 def _sources(rows: Sequence[LedgerRow], entry: Entry) -> list[Plain]:
@@ -122,6 +122,13 @@ def _verdict(story: Plain) -> str:
     if story["status"] == "erased":
         return "erased on request: runs/<run>/erasures.jsonl has the reason"
     if story["status"] == "retired":
-        last = story["retired_by"][-1] if story["retired_by"] else {"kind": "?", "operation": "?", "round": "?"}
-        return f"cut: {last['kind']} {last['operation']} in round {last['round']}"
-    return "kept: no operation has retired it"
+        return f"cut: {_last(story['retired_by'])}"
+    if not story["retired_by"]:
+        return "kept: no operation has retired it"
+    back = f"brought back by {_last(story['restored_by'])}" if story["restored_by"] else "learnt again"
+    return f"kept: cut by {_last(story['retired_by'])}, then {back}"
+
+
+def _last(operations: Sequence[Plain]) -> str:
+    last = operations[-1] if operations else {"kind": "?", "operation": "?", "round": "?"}
+    return f"{last['kind']} {last['operation']} in round {last['round']}"

@@ -32,7 +32,12 @@ def log(memory: Memory) -> list[Plain]:
                 "seen_again": len(ids) - len(new),
                 "retired": sum(len(operation.retired) for operation in segment.operations),
                 "operations": [
-                    {"id": operation.operation_id, "kind": operation.kind, "retired": list(operation.retired)}
+                    {
+                        "id": operation.operation_id,
+                        "kind": operation.kind,
+                        "retired": list(operation.retired),
+                        "created": list(operation.created),
+                    }
                     for operation in segment.operations
                 ],
             }
