@@ -49,7 +49,8 @@ def rounds_object(
         preset: what its parameters began from.
         base: round 0.
         measured: rounds 1, 2, … as measured.
-        rounds: beside each of them: `round`, `gate`, `digests`, `memories`, `maintenance`, `seconds`, `tokens`.
+        rounds: beside each of them: `round`, `gate`, `digests`, `memories`, `maintenance`, `rejected`, `seconds`,
+            `tokens`.
     """
     last = measured[-1] if measured else None
     base_columns = columns_json(base.columns)
@@ -101,6 +102,10 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
     for key, words in shown.items():
         if tree["differences"].get(key):
             lines.append(f"{words}: {_interval(tree['differences'][key], signed=True)}")
+    for one in tree["rounds"]:
+        if rejected := one.get("rejected"):
+            listed = ", ".join(f"{reason} {n}" for reason, n in rejected.items())
+            lines.append(f"round {one['round']} rejected {sum(rejected.values())} written entries: {listed}")
     for one in tree["rounds"]:
         if one.get("gate") and not one["gate"].get("promoted", True):
             lines.append(f"round {one['round']} {one['gate'].get('reason', 'refused')}")

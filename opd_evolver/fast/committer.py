@@ -8,7 +8,7 @@ Paper: the repository update after the write step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opd_evolver.errors import SetupError
@@ -98,6 +98,17 @@ def segment_of(wave: Wave, episodes: Sequence[Episode], lineage: str) -> LedgerS
     )
 
 
+def rejections(results: Sequence[MicrobatchResult]) -> list[str]:
+    """Why proposals of a wave were rejected, `reason: detail` in task order, a line each."""
+    ordered = sorted(results, key=lambda result: result.index)
+    return [" ".join(told.split()) for result in ordered for episode in result.episodes for told in episode.rejected]
+
+
+def counted(rejected: Iterable[str]) -> dict[str, int]:
+    """Rejections by reason, by name."""
+    return dict(sorted(Counter(told.split(":", 1)[0] for told in rejected).items()))
+
+
 def commit_wave(memory: Memory, wave: Wave, results: Sequence[MicrobatchResult], *, lineage: str = "") -> CommitReport:
     """Apply a finished wave. Durable when it returns; the same wave again is a no-op.
 
@@ -116,12 +127,11 @@ def commit_wave(memory: Memory, wave: Wave, results: Sequence[MicrobatchResult],
     made = {entry.entry_id for entry in segment.entries}
     known = {entry.entry_id for entry in memory.get(sorted(made))}
     memory.commit(segment, {episode.row.rollout_id: round(episode.seconds, 4) for episode in episodes})
-    rejected = Counter(reason.split(":", 1)[0] for episode in episodes for reason in episode.rejected)
     return CommitReport(
         committed=not before,
         n_rollouts=len(episodes),
         mean_return=sum(episode.row.episode_return for episode in episodes) / max(1, len(episodes)),
         n_proposed=len(segment.entries),
         n_new=len(made - known),
-        rejected=dict(sorted(rejected.items())),
+        rejected=counted(rejections(results)),
     )

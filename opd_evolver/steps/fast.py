@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from opd_evolver.console import say
+from opd_evolver.durable import write_text
 from opd_evolver.environments import registry
-from opd_evolver.fast.committer import commit_wave, is_committed, memory_state
+from opd_evolver.fast.committer import commit_wave, counted, is_committed, memory_state, rejections
 from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings, maintain_barrier
 from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
@@ -21,6 +23,9 @@ from opd_evolver.rollout.tools import SHOWN_ONLY
 from opd_evolver.step import Job, StepResult, result
 from opd_evolver.steps import resources
 from opd_evolver.steps.progress import report_job
+
+REJECTED = "rejected.txt"
+"""Beside a barrier's result: `reason: detail`, one proposal a line."""
 
 
 def begin(job: Job, out: Path) -> StepResult:
@@ -81,19 +86,23 @@ def shard(job: Job, out: Path) -> StepResult:
 def barrier(job: Job, out: Path) -> StepResult:
     """Commit the wave in task order; maintain when it is due."""
     wave = _wave(job)
+    told = out / REJECTED
     with resources.live_memory(job, read_only=False) as memory, _runner(job, memory) as runner:
         metrics: dict[str, object] = {}
         if not is_committed(memory, wave):
             state = memory_state(memory, wave)
             inputs = Inputs(runner.settings, runner.policy.version, state)
             results = read_wave(wave, [_microbatches(job)], inputs)
+            # Before the commit: a step that is killed behind it has nothing left to count.
+            write_text(told, "".join(f"{line}\n" for line in rejections(results)))
             report = commit_wave(memory, wave, results, lineage=job.lineage)
-            metrics = {
-                "n_rollouts": report.n_rollouts,
-                "mean_return": report.mean_return,
-                "n_new": report.n_new,
-                "rejected": dict(report.rejected),
-            }
+            metrics = {"n_rollouts": report.n_rollouts, "mean_return": report.mean_return, "n_new": report.n_new}
+        rejected = counted(told.read_text(encoding="utf-8").splitlines() if told.exists() else ())
+        metrics["rejected"] = rejected
+        if rejected:
+            listed = ", ".join(f"{reason} {n}" for reason, n in rejected.items())
+            n = sum(rejected.values())
+            say(f"round {job.round}: wave {wave.index + 1}: {n} entries rejected ({listed}): {told}")
         params = job.typed_params()
         maintain_barrier(
             memory,
@@ -104,6 +113,13 @@ def barrier(job: Job, out: Path) -> StepResult:
             outage_retries=params.fast.outage_retries,
         )
     return result(job, metrics=metrics)
+
+
+def _rejected(job: Job) -> dict[str, int]:
+    """Rejected proposals of the round's waves by reason."""
+    steps = RunPaths(Path(job.root), job.lineage).step(job.round, "")
+    lines = [line for path in steps.glob(f"wave-*/barrier/{REJECTED}") for line in path.read_text("utf-8").splitlines()]
+    return counted(lines)
 
 
 def snapshot(job: Job, out: Path) -> StepResult:
@@ -123,6 +139,7 @@ def snapshot(job: Job, out: Path) -> StepResult:
                 "merged": sum(one.kind == "merge" for one in operations),
                 "retired": sum(len({*one.retired} - {*one.created}) for one in operations),
             },
+            "rejected": _rejected(job),
             "n_rollouts": len(rows),
             "tokens": sum(row.n_prompt_tokens + row.n_reply_tokens for row in rows),
             "train_success": sum(row.success for row in rows) / max(1, len(rows)),

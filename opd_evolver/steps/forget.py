@@ -18,6 +18,7 @@ from opd_evolver.memory.ledger import Ledger, fold_all
 from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, read_manifest
 from opd_evolver.memory.store import LEDGER_FOLDER, entry_of, reindex
 from opd_evolver.records import SCHEMA_VERSION, Entry, Record, canonical_json
+from opd_evolver.steps.fast import REJECTED
 
 
 class Erasure(Record):
@@ -211,6 +212,9 @@ def _working_files(run: Run) -> None:
     """Micro-batches and example sets show the text in tokens; all that still needs them makes them again."""
     for folder in (run.paths.run / "steps").glob("round-*/wave-*/microbatches"):
         shutil.rmtree(folder)
+    for path in (run.paths.run / "steps").glob(f"round-*/wave-*/barrier/{REJECTED}"):
+        reasons = [line.split(":", 1)[0] for line in path.read_text(encoding="utf-8").splitlines()]
+        durable.write_text(path, "".join(f"{reason}\n" for reason in reasons))
     for round_ in (run.paths.run / "steps").glob("round-*"):
         if run.paths.summary(int(round_.name.removeprefix("round-"))).exists():
             for name in ("examples.jsonl", "outcomes.jsonl"):

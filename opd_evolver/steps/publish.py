@@ -70,6 +70,7 @@ def finish_round(run: Run, round_: int) -> None:
         },
         "memories": snapshot.metrics["memories"],
         "maintenance": snapshot.metrics["maintenance"],
+        "rejected": snapshot.metrics["rejected"],
         "fast": snapshot.metrics,
         "examples": examples.metrics,
         "distil": distil.metrics,
@@ -112,8 +113,8 @@ def rounds_tree(run: Run) -> dict[str, Any]:
     """The object of `opd rounds --json`."""
     rounds = run.finished_rounds()
     summaries = [summary for r in rounds if (summary := run.summary(r)) is not None]
-    shown = ("round", "gate", "digests", "memories", "maintenance", "seconds", "tokens")
-    # Rounds of earlier versions counted no maintenance.
+    shown = ("round", "gate", "digests", "memories", "maintenance", "rejected", "seconds", "tokens")
+    # Rounds of earlier versions counted neither maintenance nor rejected entries.
     facts = [{key: one.get(key) for key in shown} for one in summaries]
     return rounds_object(
         name=run.identity.name,

@@ -64,11 +64,13 @@ def metrics_of(measured: RoundMeasurement, summary: dict[str, Any]) -> dict[str,
     """Every mean and bound of a round by name, the same names every round."""
     found = flat(columns_json(measured.columns))
     found |= flat({name: summary.get(name, {}) for name in ("memories", "maintenance", "distil")})
+    rejected = summary.get("rejected") or {}
+    found |= {"rejected/all": sum(rejected.values()), **{f"rejected/{name}": n for name, n in rejected.items()}}
     fast = summary.get("fast", {})
     found |= {"tokens": summary.get("tokens")}
     found |= {name: fast.get(name) for name in ("train_success", "tool_calls", "tools_shown_only")}
     return {
-        key.replace("-", "_").replace(".", "/"): float(value)
+        key.replace("-", "_").replace(".", "/").replace(" ", "_"): float(value)
         for key, value in found.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
