@@ -100,17 +100,16 @@ class Tracker:
             self._client.set_terminated(parent, "FINISHED")
             return child
 
-    def log_folder(self, lineage: str, folder: Path, place: str) -> bool:
-        """Keep a folder of small files at the parent run of a lineage; False when nothing of it is logged yet.
+    def log_folder(self, record: RoundRecord, folder: Path, place: str) -> None:
+        """Keep a folder of small files at the parent run of a lineage, which is made when nothing is logged of it yet.
 
         Raises:
             OutageError: the tracking address does not answer.
         """
         with self._explained():
-            parents = self._search(f"tags.`{KIND}` = 'coevolve' and tags.`{LINEAGE}` = '{lineage}'")
-            if parents:
-                self._client.log_artifacts(parents[0].info.run_id, str(folder), place)
-            return bool(parents)
+            parent = self._parent(record)
+            self._client.log_artifacts(parent, str(folder), place)
+            self._client.set_terminated(parent, "FINISHED")
 
     def logged(self, lineage: str) -> dict[int, str]:
         """Rounds of a lineage that are logged completely: round → digest."""

@@ -90,6 +90,15 @@ def filled(folder: Path, n: int = 3, lineage: str = "run") -> Ledger:
 
 def in_child(work: Callable[[], None]) -> int:
     """Runs `work` in a process of its own; returns its exit status, negative for a signal."""
+    return in_children([work])[0]
+
+
+def in_children(works: Sequence[Callable[[], None]]) -> list[int]:
+    """Runs each of `works` in a process of its own, all at once; returns their exit statuses."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [_begun(work) for work in works]]
+
+
+def _begun(work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -100,7 +109,7 @@ def in_child(work: Callable[[], None]) -> int:
             traceback.print_exc()
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 def die(*_: object, **__: object) -> None:

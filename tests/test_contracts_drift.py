@@ -77,6 +77,22 @@ def test_unreadable_selections_stop(tmp_path: Path) -> None:
     assert [one.split(":")[0] for one in rollouts.failures] == ["fallback"]
 
 
+def test_a_policy_that_stops_choosing_warns(tmp_path: Path) -> None:
+    shown = tip("k1x0", "4", episode="e1", round=1)
+    with Memory.open(tmp_path / "live") as memory:
+        for number, chooses in ((1, 100), (2, 20)):
+            rows = [
+                row(f"r{number}-{k}", round=number, injected=[shown.entry_id]).model_copy(
+                    update={} if k < chooses else {"selected": (), "injected": ()}
+                )
+                for k in range(100)
+            ]
+            memory.commit(LedgerSegment(lineage="x", round=number, wave=0, rows=tuple(rows), entries=(shown,)))
+        write_snapshot(memory, tmp_path / "memory", 2, "run")
+    rollouts, _ = contracts.check_drift(tmp_path / "memory", 2, PARAMS)
+    assert rollouts.passed and any(one.startswith("selects") for one in rollouts.warnings)
+
+
 def test_other_levels_warn(tmp_path: Path) -> None:
     _, entries = contracts.check_drift(rounds(tmp_path, 0.5, 0.5, skills=40), 2, PARAMS)
     assert entries.passed and any(one.startswith("level") for one in entries.warnings)
@@ -149,9 +165,13 @@ def test_a_failed_contract_stops_the_round_and_keeps_the_champion(
     job = plan.contracts_job(run, 2, memory, examples.digests["examples"])
 
     class Silent:
-        def log_folder(self, *_: object) -> bool:
+        def log_folder(self, *_: object) -> None:
             raise OutageError("no answer", "an answer", "wait")
 
+    with patch.object(memory_contract, "contract", broken), pytest.raises(contracts.ContractError):
+        step.run(job)
+    logged = [path.name for path in (project / "mlartifacts").rglob("contracts/round-002/index.html")]
+    assert logged == ["index.html"], "though no round of this lineage was logged before"
     monkeypatch.setattr(tracking, "open_tracker", lambda *_: Silent())
     with patch.object(memory_contract, "contract", broken), pytest.raises(contracts.ContractError) as caught:
         step.run(job)
@@ -169,10 +189,10 @@ def test_the_docs_reach_the_lineages_run_in_mlflow(project: Path) -> None:
     tracker = tracking.open_tracker(project, None)
     (project / "docs").mkdir()
     (project / "docs" / "index.html").write_text("x")
-    assert tracker.log_folder("nobody", project / "docs", "contracts/round-001") is False
     record = tracking.RoundRecord(name="n", lineage="n", preset="micro", round=0, digest="d")
     tracker.log_round(record)
-    assert tracker.log_folder("n", project / "docs", "contracts/round-001") is True
-    assert [path.name for path in (project / "mlartifacts").rglob("index.html")] or list(
-        project.rglob("round-001/index.html")
-    )
+    tracker.log_folder(record, project / "docs", "contracts/round-001")
+    tracker.log_folder(record, project / "docs", "contracts/round-001")
+    assert len(list(project.rglob("contracts/round-001/index.html"))) == 1
+    [parent] = tracker._search("tags.`opd.kind` = 'coevolve'")
+    assert parent.info.status == "FINISHED"

@@ -200,6 +200,24 @@ def test_the_cached_bytes_go_too(project: Path) -> None:
     assert told and all(b'"status":"erased"' in path.read_bytes() for path in told)
 
 
+def test_hosted_copies_data_docs_and_backups_are_reached(project: Path) -> None:
+    entry_id, _ = a_tip(project)
+    run = lineage.open_run(project, finished_run.NAME)
+    assert cli.main(["memory", "copy", "--to", "embedded", "--name", finished_run.NAME]) == 0
+    hosted = run.paths.run / "hosted" / "embedded"
+    backup = hosted / f"{LEDGER_FOLDER}.before-schema-1"
+    backup.mkdir()
+    docs = run.paths.step(1, "contracts") / "data_docs"
+    docs.mkdir(parents=True)
+    for page in (docs / "index.html", backup / "segment"):
+        page.write_text(SECRET)
+    done = forget.forget(project, finished_run.NAME, entry_id, "asked")
+    assert done.live == 1 and not docs.exists() and not backup.exists()
+    with Memory.open(hosted, run.params.memory, read_only=True) as memory:
+        assert memory.get([entry_id])[0].status == "erased"
+        assert memory.digest() == verify(run.paths.version(1) / "memory").digest_entries
+
+
 def test_bad_requests(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["ffffffffffff", "--reason", "x"], ["", "--reason", "x"], [a_tip(project)[0], "--reason", " "]):
         assert cli.main(["memory", "erase", *wrong, "--name", finished_run.NAME]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -10,7 +11,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_cases import FULL_LEVELS, die, filled, in_child, tip, wave
+from memory_cases import FULL_LEVELS, die, filled, in_child, in_children, tip, wave
 from weaviate_server import TestServer, serving
 
 from opd_evolver.errors import SetupError
@@ -184,6 +185,33 @@ def test_several_writers_one_after_another(tmp_path: Path, params: MemoryParams)
         assert in_child(commits(number)) == 0
     with Memory.open(tmp_path, params) as memory:
         assert len(memory.index.applied()) == 4 and len(memory.entries()) == 16
+
+
+def test_several_writers_at_once_commit_one_after_another(tmp_path: Path, params: MemoryParams) -> None:
+    """Each waits for the ledger's lock and for its turn: nothing is lost, nothing is written twice."""
+
+    def commits(number: int) -> Callable[[], None]:
+        def work() -> None:
+            refused = 0
+            while True:
+                try:
+                    with Memory.open(tmp_path, params) as memory:
+                        if len(memory.ledger.segment_keys()) == number:
+                            return memory.commit(wave(number)) and None
+                except SetupError as error:
+                    refused += 1
+                    assert "process" in str(error), error
+                time.sleep(0.05)
+
+        return work
+
+    assert in_children([commits(number) for number in range(4)]) == [0, 0, 0, 0]
+    with Memory.open(tmp_path, params) as memory:
+        assert len(memory.index.applied()) == 4 and len(memory.entries()) == 16
+        found = memory.digest()
+    filled(tmp_path / "other" / LEDGER_FOLDER, 4).close()
+    with Memory.open(tmp_path / "other") as alone:
+        assert alone.digest() == found
 
 
 def test_snapshot_restore_and_reindex_keep_digests(tmp_path: Path, params: MemoryParams) -> None:

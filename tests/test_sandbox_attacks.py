@@ -199,10 +199,11 @@ def test_what_a_program_takes_is_bounded(box: Sandbox, what: str, tmp_path: Path
     assert int(unisolated("python", code, str(wanted), cwd=tmp_path)) == wanted > bound
 
 
-def test_a_fork_bomb_ends_with_the_wall_time(box: Sandbox) -> None:
+def test_a_fork_bomb_ends_with_the_wall_time(box: Sandbox, tmp_path: Path) -> None:
     limits = Limits(wall_s=1.0, processes=12, output_bytes=1 << 20)
     # No bomb where its bound does not hold.
     assert int(box.run("python", bounds.FORKS, ["24"], limits=limits).stdout) <= 12
+    assert int(unisolated("python", bounds.FORKS, "24", cwd=tmp_path)) == 24
     most = 0
     seen = threading.Event()
     before = len(psutil.pids())
@@ -228,6 +229,12 @@ def test_endless_output_is_cut_and_ended(box: Sandbox, stream: str) -> None:
     outcome = box.run("bash", stream, limits=Limits(output_bytes=1000, wall_s=20, cpu_s=10))
     assert outcome.truncated and outcome.killed_by == "output" and not outcome.timed_out
     assert len(outcome.stdout) + len(outcome.stderr) == 1000
+    control = subprocess.Popen(["bash", "-c", stream], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert control.stdout is not None and len(control.stdout.read(4000)) == 4000
+    finally:
+        control.kill()
+        control.communicate()
 
 
 def test_an_endless_run_is_ended(box: Sandbox) -> None:

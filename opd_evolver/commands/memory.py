@@ -106,8 +106,10 @@ def reindex(given: argparse.Namespace) -> int:
         tree: dict[str, Any] = {"lineage": run.lineage, "folder": None, "entries": 0}
         return _print(tree, f"`{run.lineage}` has no live memory: the next round builds it from its snapshot", given)
     n_entries = rebuild(newest.parent, run.params.memory)
-    tree = {"lineage": run.lineage, "folder": str(newest.parent), "entries": n_entries}
-    return _print(tree, f"{n_entries} entries from the ledger of {newest.parent}", given)
+    with Memory.open(newest.parent, run.params.memory, read_only=True) as memory:
+        digest = memory.digest()
+    tree = {"lineage": run.lineage, "folder": str(newest.parent), "entries": n_entries, "digest_entries": digest}
+    return _print(tree, f"{n_entries} entries from the ledger of {newest.parent}, digest {digest[:12]}", given)
 
 
 def undo(given: argparse.Namespace) -> int:

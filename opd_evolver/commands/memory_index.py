@@ -9,6 +9,7 @@ from opd_evolver.memory import stores
 from opd_evolver.memory.snapshot import restore
 from opd_evolver.memory.store import Memory
 from opd_evolver.steps import prepare, snapshots
+from opd_evolver.steps.forget import HOSTED
 
 
 def copy(given: argparse.Namespace) -> int:
@@ -16,7 +17,7 @@ def copy(given: argparse.Namespace) -> int:
     run = lineage.open_run(prepare.artifact_root(), given.name)
     round_ = snapshots.last_finished(run)
     params = run.params.memory.model_copy(update={"store": given.to})
-    folder = run.paths.run / "hosted" / given.to
+    folder = run.paths.run / HOSTED / given.to
     info = restore(snapshots.folder_of(run, round_), folder, params)
     with Memory.open(folder, params, read_only=True) as memory:
         by_level = memory.counts_by_level()

@@ -74,7 +74,7 @@ def _rollouts(then: Sequence[LedgerRow], now: Sequence[LedgerRow], params: Contr
     if (found := mean_and_error("fallback")) is not None:
         most = max(params.max_fallback, found[0]) + found[1]
         suite.append(gxe.ExpectColumnMeanToBeBetween(column="fallback", max_value=most))
-    for column in ("n_selected", "n_reply_tokens", "n_turns"):
+    for column in ("selects", "n_selected", "n_reply_tokens", "n_turns"):
         if (found := mean_and_error(column)) is not None:
             reach = params.tolerance * abs(found[0]) + found[1]
             low, high = found[0] - reach, found[0] + reach
@@ -120,6 +120,7 @@ def _of_row(row: LedgerRow) -> dict[str, Any]:
         "rollout_id": row.rollout_id,
         "success": float(row.success),
         "fallback": float(row.select_fallback) if row.candidates else None,
+        "selects": float(bool(row.selected)) if row.candidates and not row.select_fallback else None,
         "n_selected": len(row.selected) if row.candidates else None,
         "n_reply_tokens": float(row.n_reply_tokens),
         "n_turns": float(len(row.turns)),

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from opd_evolver.errors import SetupError
-from opd_evolver.memory.ledger import Ledger
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.memory.ledger import Ledger, fold_all
 from opd_evolver.memory.replay import LedgerIndex, digest_entries, entry_of, replay
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, fold, touched
 from opd_evolver.memory.stores import clear, open_index
@@ -235,11 +235,19 @@ def _without_forgotten(segment: LedgerSegment, before: Mapping[str, Entry]) -> L
 
 
 def reindex(folder: Path, params: MemoryParams | None = None) -> int:
-    """Rebuilds the index from the ledger; returns the number of entries. Mends a corrupt index."""
+    """Rebuilds the index from the ledger; returns the number of entries. Mends a corrupt index.
+
+    Raises:
+        CorruptionError: the rebuilt index does not hold what the ledger tells.
+    """
     ledger = Ledger(folder / LEDGER_FOLDER)
     try:
+        wanted = fold_all(ledger).values()
         clear(folder)
     finally:
         ledger.close()
     with Memory.open(folder, params) as memory:
-        return len(memory.entries(live_only=False))
+        seen, told = memory.digest(), digest_entries(wanted, memory.index.embedder)
+        if seen != told:
+            raise CorruptionError(f"the rebuilt index has digest {seen[:12]}", told[:12], "look at the store's log")
+        return len(wanted)

@@ -20,6 +20,9 @@ from opd_evolver.memory.store import LEDGER_FOLDER, entry_of, reindex
 from opd_evolver.records import SCHEMA_VERSION, Entry, Record, canonical_json
 from opd_evolver.steps.fast import REJECTED
 
+HOSTED = "hosted"
+"""Below runs/<lineage>: what `opd memory copy --to STORE` made, a folder for each store."""
+
 
 class Erasure(Record):
     """One line of runs/<name>/erasures.jsonl: what was asked for. It holds no text of the entry."""
@@ -96,7 +99,8 @@ def _snapshots(run: Run) -> list[Path]:
 
 
 def _lives(paths: RunPaths) -> list[Path]:
-    return sorted(path.parent for path in (paths.run / "live").glob(f"*/{LEDGER_FOLDER}"))
+    """Live memories of rounds, views of snapshots, and what `opd memory copy` hosts."""
+    return sorted(path.parent for kind in ("live", HOSTED) for path in (paths.run / kind).glob(f"*/{LEDGER_FOLDER}"))
 
 
 def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
@@ -159,15 +163,18 @@ def _edits(run: Run, entry_id: str) -> int:
 
 
 def _live(run: Run, entry_id: str) -> int:
-    """The live memory of a round under way is rewritten; those of finished rounds can be made again."""
+    """What a round under way and other stores hold is rewritten; what finished rounds left can be made again."""
     n = 0
     finished = run.finished_rounds()
     for live in _lives(run.paths):
         if live.name.startswith("view-") or live.name in {f"round-{one:03d}" for one in finished}:
             stores.remove(live)
             continue
+        for backup in live.glob(f"{LEDGER_FOLDER}.before-schema-*"):
+            shutil.rmtree(backup)
         erase.rewrite_ledger(live / LEDGER_FOLDER, {entry_id})
-        reindex(live, run.params.memory)
+        store = live.name if live.parent.name == HOSTED else run.params.memory.store
+        reindex(live, run.params.memory.model_copy(update={"store": store}))
         n += 1
     return n
 
@@ -209,7 +216,9 @@ def _summary(run: Run, folder: Path) -> None:
 
 
 def _working_files(run: Run) -> None:
-    """Micro-batches and example sets show the text in tokens; all that still needs them makes them again."""
+    """Micro-batches, example sets and Data Docs show the text; all that still needs them makes them again."""
+    for folder in (run.paths.run / "steps").glob("round-*/contracts/data_docs"):
+        shutil.rmtree(folder)
     for folder in (run.paths.run / "steps").glob("round-*/wave-*/microbatches"):
         shutil.rmtree(folder)
     for path in (run.paths.run / "steps").glob(f"round-*/wave-*/barrier/{REJECTED}"):

@@ -73,7 +73,10 @@ def _alias(run: Run) -> None:
     if uri is None and not (run.root / "mlflow.db").exists():
         return
     held = plan.champion(run, len(run.finished_rounds()) + 1)
+    digest = held.policy_digest if held.round else None
     try:
-        tracking.open_tracker(run.root, uri).set_champion(run.identity.name, held.policy_digest if held.round else None)
+        moved = tracking.open_tracker(run.root, uri).set_champion(run.identity.name, digest)
+        if digest is not None and not moved:
+            say(f"MLflow's alias `champion` was not moved: it knows no policy {digest[:12]} of {run.identity.name}")
     except OutageError as error:
         say(f"MLflow's alias `champion` was not moved; the next promoted round moves it: {error}")

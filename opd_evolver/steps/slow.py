@@ -17,6 +17,7 @@ from opd_evolver.errors import OutageError
 from opd_evolver.lineage import RunPaths
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
+from opd_evolver.params import flat
 from opd_evolver.records import canonical_json, digest_of
 from opd_evolver.settings import load_settings
 from opd_evolver.slow import examples as example_sets
@@ -81,10 +82,18 @@ def contracts(job: Job, out: Path) -> StepResult:
 def _data_docs(job: Job, checked: list[data_contracts.Contract], folder: Path) -> str:
     """The page that shows what failed; MLflow gets it too, but its silence hides no failure."""
     page = docs.build(checked, folder)
+    params = job.typed_params()
+    record = tracking.RoundRecord(
+        name=job.lineage.partition("~")[0],
+        lineage=job.lineage,
+        preset=params.preset,
+        round=job.round,
+        digest="",
+        params={key: str(value) for key, value in flat(params.science()).items()},
+    )
     try:
-        tracking.open_tracker(Path(job.root), load_settings().mlflow_tracking_uri).log_folder(
-            job.lineage, folder, f"contracts/round-{job.round:03d}"
-        )
+        tracker = tracking.open_tracker(Path(job.root), load_settings().mlflow_tracking_uri)
+        tracker.log_folder(record, folder, f"contracts/round-{job.round:03d}")
     except OutageError as error:
         say(f"MLflow has no copy of {page}: {error}")
     return str(page)
