@@ -213,7 +213,11 @@ class Proposal(Record):
 
 
 class Entry(Record):
-    """A memory entry m. Levels share these fields; `content` is typed by level."""
+    """A memory entry m. Levels share these fields; `content` is typed by level.
+
+    `confirmed_round` is set when something that a newer entry contradicts is learnt again: it holds anew from then on.
+    An entry without it has the bytes that it had before there was such a field.
+    """
 
     schema_version: int = SCHEMA_VERSION
     entry_id: str
@@ -223,6 +227,7 @@ class Entry(Record):
     source_episodes: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     created_round: int
+    confirmed_round: int | None = Field(default=None, exclude_if=lambda value: value is None)
     usage_count: int = 0
     success_count: int = 0
     last_used_round: int | None = None
@@ -233,6 +238,11 @@ class Entry(Record):
     @property
     def level(self) -> Level:
         return self.content.level
+
+    @property
+    def learnt_round(self) -> int:
+        """The round since which it holds: of entries that contradict each other the newest one does."""
+        return self.created_round if self.confirmed_round is None else self.confirmed_round
 
 
 class Candidate(Record):

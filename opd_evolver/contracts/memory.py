@@ -37,6 +37,7 @@ def contract(snapshot_folder: Path) -> Contract:
         true(gxe, "retired_with_round_and_operation"),
         true(gxe, "used_when_counted"),
         true(gxe, "parents_are_known"),
+        true(gxe, "confirmed_after_it_was_created"),
     ]
     return Contract("memory", [_columns(entry, known) for entry in entries], "entry_id", suite)
 
@@ -62,4 +63,5 @@ def _columns(entry: Entry, known: set[str]) -> dict[str, Any]:
         "retired_with_round_and_operation": retired == (entry.retired_round is not None) == bool(entry.retired_by),
         "used_when_counted": (entry.usage_count > 0) == (entry.last_used_round is not None),
         "parents_are_known": set(entry.parents) <= known,
+        "confirmed_after_it_was_created": entry.learnt_round >= entry.created_round,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.microbatch import MicrobatchResult, check_complete
 from opd_evolver.fast.wave import Wave
+from opd_evolver.memory.confirm import confirmed
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey
 from opd_evolver.memory.store import Memory, entry_of
 from opd_evolver.records import Entry, Episode, LedgerRow, digest_of
@@ -98,6 +99,14 @@ def segment_of(wave: Wave, episodes: Sequence[Episode], lineage: str) -> LedgerS
     )
 
 
+def _confirmed(memory: Memory, segment: LedgerSegment, before: bool) -> tuple[Entry, ...]:
+    """Entries with their confirmations; those of a wave that is in the ledger are what they were then."""
+    if not before:
+        return confirmed(memory, segment.entries, segment.round)
+    then = {entry.entry_id: entry.confirmed_round for entry in memory.ledger.read(segment.key).entries}
+    return tuple(entry.model_copy(update={"confirmed_round": then.get(entry.entry_id)}) for entry in segment.entries)
+
+
 def rejections(results: Sequence[MicrobatchResult]) -> list[str]:
     """Why proposals of a wave were rejected, `reason: detail` in task order, a line each."""
     ordered = sorted(results, key=lambda result: result.index)
@@ -124,6 +133,7 @@ def commit_wave(memory: Memory, wave: Wave, results: Sequence[MicrobatchResult],
     episodes = check_complete(wave, results)
     segment = segment_of(wave, episodes, lineage)
     before = is_committed(memory, wave)
+    segment = segment.model_copy(update={"entries": _confirmed(memory, segment, before)})
     made = {entry.entry_id for entry in segment.entries}
     known = {entry.entry_id for entry in memory.get(sorted(made))}
     memory.commit(segment, {episode.row.rollout_id: round(episode.seconds, 4) for episode in episodes})

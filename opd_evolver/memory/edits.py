@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from opd_evolver import durable
 from opd_evolver.errors import CorruptionError, SchemaError
+from opd_evolver.memory.confirm import confirmed
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, encode, head_of
 from opd_evolver.memory.store import Memory, entry_of
 from opd_evolver.records import SCHEMA_VERSION, MemoryOperation, Proposal, Record, canonical_json, digest_of
@@ -102,7 +103,8 @@ def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> i
     """
     if not edits:
         return 0
-    entries = [entry_of(proposal, round_) for edit in edits for proposal in edit.proposals]
+    proposed = [entry_of(proposal, round_) for edit in edits for proposal in edit.proposals]
+    entries = confirmed(memory, proposed, round_)
     known = {entry.entry_id for entry in memory.get(sorted({entry.entry_id for entry in entries}))}
     operations = tuple(operation for edit in edits for operation in edit.operations)
 
@@ -112,7 +114,7 @@ def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> i
             round=key.round,
             wave=key.wave,
             part=key.part,
-            entries=tuple(entries),
+            entries=entries,
             operations=operations,
         )
 

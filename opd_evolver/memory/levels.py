@@ -96,7 +96,7 @@ def render(entry: Entry, *, handle: int | None = None, token_budget: int, count:
         token_budget: most tokens of the whole text; pieces that do not fit are left out and `…` says so.
         count: tokens of a text.
     """
-    numbers = (f" h{handle}" if handle is not None else "") + f" r{entry.created_round}"
+    numbers = (f" h{handle}" if handle is not None else "") + f" r{entry.learnt_round}"
     start = _cut(head(entry), numbers, token_budget, count) + numbers
     separator = " " if entry.level == "tip" else " : "
     text = start

@@ -48,7 +48,7 @@ def usefulness(entry: Entry) -> float:
 def by_topic(entries: Iterable[Entry]) -> Mapping[Topic, list[Entry]]:
     """Entries by topic, older ones first."""
     found: dict[Topic, list[Entry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda one: (one.created_round, one.entry_id)):
+    for entry in sorted(entries, key=lambda one: (one.learnt_round, one.entry_id)):
         found[topic(entry)].append(entry)
     return found
 
@@ -87,7 +87,7 @@ def duplicates(shown: Sequence[Entry]) -> frozenset[str]:
 
 def supersedes(newer: Entry, older: Entry) -> bool:
     """Whether a newer rival has been used and is at least as useful."""
-    if newer.created_round <= older.created_round or newer.usage_count < MIN_USES:
+    if newer.learnt_round <= older.learnt_round or newer.usage_count < MIN_USES:
         return False
     return usefulness(newer) >= usefulness(older)
 

@@ -220,7 +220,7 @@ def migrate(data: bytes, where: Path, previous: str, migrations: Mapping[int, Mi
 
 
 def merge(known: Entry | None, new: Entry) -> Entry:
-    """Equal knowledge becomes one entry: sources united, first round kept, a retired one lives again.
+    """Equal knowledge becomes one entry: sources united, first and last round kept, a retired one lives again.
 
     What was forgotten stays forgotten, even when it is learnt again.
     """
@@ -231,6 +231,9 @@ def merge(known: Entry | None, new: Entry) -> Entry:
             "source_episodes": tuple(sorted({*known.source_episodes, *new.source_episodes})),
             "parents": tuple(sorted({*known.parents, *new.parents})),
             "created_round": min(known.created_round, new.created_round),
+            "confirmed_round": max(
+                (one.confirmed_round for one in (known, new) if one.confirmed_round is not None), default=None
+            ),
             "status": "live",
             "retired_round": None,
             "retired_by": "",

@@ -33,6 +33,7 @@ def tell(memory: Memory, entry: Entry, values: Mapping[int, Attribution | None])
         "status": entry.status,
         "text": render(entry, token_budget=BUDGET),
         "created_round": entry.created_round,
+        "confirmed_round": entry.confirmed_round,
         "sources": _sources(rows, entry),
         "parents": list(entry.parents),
         "children": children,
@@ -97,6 +98,8 @@ def text_of(story: Plain) -> str:
     for one in story["sources"]:
         told = f"`{one['task']}`, return {one['return']}" if one["task"] is not None else "not in this ledger"
         lines.append(f"  {one['episode']}: {told}")
+    if story["confirmed_round"] is not None:
+        lines.append(f"learnt again against a newer entry in round {story['confirmed_round']}, since when it holds")
     if story["parents"]:
         lines.append(f"merged from: {', '.join(story['parents'])}")
     if story["children"]:

@@ -61,7 +61,7 @@ def find(action: str, injected: Sequence[Entry], scope: str = "") -> tuple[Entry
         if isinstance(entry.content, ToolContent):
             name = one_line(entry.content.name).split()
             fits = bool(name) and words[: len(name)] == name
-            rank = (len(name), entry.scope == scope, entry.created_round)
+            rank = (len(name), entry.scope == scope, entry.learnt_round)
             if fits and (best is None or rank > best[:3]):
                 best = (*rank, entry)
     return None if best is None else (best[3], tuple(words[best[0] :]))

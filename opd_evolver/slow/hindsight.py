@@ -6,13 +6,15 @@ Paper: slow loop, hindsight h of the four views.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from opd_evolver.abilities import maintain
 from opd_evolver.abilities.dialect import verdict
 from opd_evolver.errors import CorruptionError
+from opd_evolver.memory.confirm import Confirmations, as_read
 from opd_evolver.memory.levels import Count
+from opd_evolver.memory.segment import SegmentKey
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import Ability, Attribution, CallRecord, Entry, LedgerRow, Prompt, TurnRecord
@@ -33,6 +35,7 @@ class Hindsight:
         encode: the policy's renderer.
         params: science parameters (budgets, thresholds).
         wins: successful rollouts by task id, shortest first.
+        confirmations: when entries were confirmed, as `memory.confirm.history` tells.
     """
 
     entries: Mapping[str, Entry]
@@ -40,9 +43,10 @@ class Hindsight:
     encode: Encode
     params: Params
     wins: Mapping[str, tuple[LedgerRow, ...]]
+    confirmations: Confirmations = field(default_factory=dict)
 
     def entry(self, entry_id: str, row: LedgerRow) -> Entry:
-        """An entry that a row names.
+        """An entry that a row names, as the row's wave read it.
 
         Raises:
             CorruptionError: the snapshot does not hold it.
@@ -54,7 +58,7 @@ class Hindsight:
                 "a snapshot of the same round as the ledger",
                 "opd memory rollback to a round that verifies",
             )
-        return found
+        return as_read(found, self.confirmations, SegmentKey(row.round, row.wave))
 
     def value(self, entry_id: str) -> float | None:
         """V(m), None without evidence."""

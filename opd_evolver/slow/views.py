@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from opd_evolver.abilities import act, maintain, select, write
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.confirm import Confirmations
 from opd_evolver.memory.rivals import duplicates
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
@@ -76,6 +77,7 @@ def build(
     attributions: Mapping[str, Attribution],
     encode: Encode,
     params: Params,
+    confirmations: Confirmations | None = None,
 ) -> Views:
     """The example sets of a round.
 
@@ -85,6 +87,7 @@ def build(
         attributions: V from `memory.attribution.attribute`.
         encode: renders prompts exactly as they were served.
         params: resolved science parameters.
+        confirmations: from `memory.confirm.history`; prompts tell of an entry as it stood at their wave.
 
     Raises:
         CorruptionError: ledger and snapshot do not belong together.
@@ -93,7 +96,8 @@ def build(
     Paper: slow loop, four views. Differs: tau+ comes from the same task only; states with neither S+
         nor tau+, and selections and writings without evidence, give no example.
     """
-    known = Hindsight({entry.entry_id: entry for entry in entries}, attributions, encode, params, winners(rows))
+    by_id = {entry.entry_id: entry for entry in entries}
+    known = Hindsight(by_id, attributions, encode, params, winners(rows), confirmations or {})
     views = Views()
     for row in sorted(rows, key=lambda row: row.rollout_id):
         if any(not call.prompt_token_ids for call in row.calls):

@@ -15,6 +15,7 @@ from opd_evolver.contracts import memory as memory_contract
 from opd_evolver.durable import write_text
 from opd_evolver.errors import OutageError
 from opd_evolver.lineage import RunPaths
+from opd_evolver.memory import confirm
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import flat
@@ -32,12 +33,14 @@ def examples(job: Job, out: Path) -> StepResult:
     params = job.typed_params()
     with Memory.open(job.path("live"), params.memory, read_only=True) as memory:
         entries = memory.entries(live_only=False)
-        rows = memory.ledger.rows()
+        segments = list(memory.ledger.read_all())
+    rows = [row for segment in segments for row in segment.rows]
     attributions = attribute(rows, entries, params.attribution)
     lines = (canonical_json(attributions[entry_id]) for entry_id in sorted(attributions))
     write_text(out / "attributions.jsonl", "".join(f"{line}\n" for line in lines))
     current = [row for row in rows if row.round == job.round]
-    made = views.build(current, entries, attributions, resources.policy(job).encode, params)
+    encode = resources.policy(job).encode
+    made = views.build(current, entries, attributions, encode, params, confirm.history(segments))
     audit = leakage.audit(made.examples, current, cut=made.cut)
     digest = example_sets.write_set(out, made.examples, made.outcomes)
     valued = [one for one in attributions.values() if one.value is not None]
