@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         weaviate_api_key: its key; never printed.
         weaviate_grpc_port: its gRPC port, on the same host.
         weaviate_patience_s: how long a server that has stopped answering is waited for.
+        embeddings_url: base of an OpenAI-compatible API, as `https://host/v1`, for `memory.embedder: endpoint:MODEL`.
+        embeddings_api_key: its key; never printed.
+        embeddings_batch: most texts of one request.
+        embeddings_timeout_s: how long one request may take.
+        embeddings_patience_s: how long an endpoint that fails is tried again.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -46,6 +51,11 @@ class Settings(BaseSettings):
     weaviate_api_key: SecretStr | None = None
     weaviate_grpc_port: int = Field(50051, ge=1, le=65535)
     weaviate_patience_s: float = Field(300.0, ge=0)
+    embeddings_url: str | None = None
+    embeddings_api_key: SecretStr | None = None
+    embeddings_batch: int = Field(32, ge=1, le=2048)
+    embeddings_timeout_s: float = Field(60.0, gt=0)
+    embeddings_patience_s: float = Field(300.0, ge=0)
 
 
 def known_names() -> set[str]:

@@ -169,7 +169,7 @@ def test_every_level_is_found(index: EmbeddedIndex) -> None:
 
 def test_another_embedder_is_refused(tmp_path: Path, index: EmbeddedIndex) -> None:
     index.close()
-    with pytest.raises(SetupError, match=r"hash-256-v1.*opd memory reindex"):
+    with pytest.raises(SetupError, match=r"hash-256-v1.*opd memory reembed"):
         EmbeddedIndex(tmp_path / "index.sqlite", HashEmbedder(64))
 
 

@@ -21,6 +21,11 @@ VALUES = {
     "OPD_MLFLOW_TRACKING_URI": "http://127.0.0.1:4322",
     "OPD_WEAVIATE_URL": "http://127.0.0.1:8080",
     "OPD_WEAVIATE_API_KEY": "very-secret-key",
+    "OPD_EMBEDDINGS_URL": "http://127.0.0.1:8000/v1",
+    "OPD_EMBEDDINGS_API_KEY": "very-secret-key",
+    "OPD_EMBEDDINGS_BATCH": "64",
+    "OPD_EMBEDDINGS_TIMEOUT_S": "5",
+    "OPD_EMBEDDINGS_PATIENCE_S": "10",
 }
 
 
@@ -66,6 +71,7 @@ def test_a_wrong_value_names_its_setting(name: str, value: str, monkeypatch: pyt
 
 def test_a_secret_is_never_printed(monkeypatch: pytest.MonkeyPatch, opd: Opd) -> None:
     monkeypatch.setenv("OPD_WEAVIATE_API_KEY", "very-secret-key")
+    monkeypatch.setenv("OPD_EMBEDDINGS_API_KEY", "very-secret-key")
     found = load_settings()
     for text in (repr(found), str(found), found.model_dump_json(), str(found.model_dump())):
         assert "very-secret-key" not in text

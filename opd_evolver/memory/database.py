@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opd_evolver.errors import CorruptionError, OutageError, SchemaError, SetupError
+from opd_evolver.memory.embed import check_made_by
 from opd_evolver.memory.protocol import Embedder
 from opd_evolver.records import SCHEMA_VERSION
 
@@ -47,11 +48,7 @@ class Database:
     def __init__(self, path: Path, embedder: Embedder, *, read_only: bool) -> None:
         self.path, self.read_only = path, read_only
         self._turn = threading.RLock()
-        self._meta = {
-            "schema_version": str(SCHEMA_VERSION),
-            "embedder": embedder.identity,
-            "dimension": str(embedder.dimension),
-        }
+        self._embedder = embedder
         if read_only and not path.exists():
             raise SetupError(
                 f"no memory index at {path}", "one built by a writable open", f"`opd resume`, or {REINDEX}"
@@ -80,10 +77,15 @@ class Database:
         stored = self._stored()
         if stored:
             self._check(stored)
+        meta = {
+            "schema_version": str(SCHEMA_VERSION),
+            "embedder": self._embedder.identity,
+            "dimension": str(self._embedder.dimension),
+        }
         with self.transaction():
             for statement in TABLES:
                 self.connection.execute(statement)
-            for pair in self._meta.items():
+            for pair in meta.items():
                 self.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", pair)
 
     def _stored(self) -> dict[str, str]:
@@ -102,13 +104,7 @@ class Database:
             )
         if int(version) < SCHEMA_VERSION:
             raise SchemaError(f"memory index {self.path} has schema {version}", f"schema {SCHEMA_VERSION}", REINDEX)
-        seen, wanted = ((of["embedder"], of["dimension"]) for of in (stored, self._meta))
-        if seen != wanted:
-            raise SetupError(
-                f"memory index {self.path} was made by embedder {seen[0]} ({seen[1]} dimensions)",
-                f"{wanted[0]} ({wanted[1]})",
-                f"set memory.embedder back, or {REINDEX}",
-            )
+        check_made_by(self._embedder, stored["embedder"], stored["dimension"], f"memory index {self.path}")
 
     @contextmanager
     def guard(self) -> Iterator[None]:

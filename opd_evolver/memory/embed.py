@@ -1,7 +1,8 @@
 """Embedders: text to unit vectors. The default needs no weights and gives the same bytes everywhere.
 
+`memory.embedder` names one: `hash-256`, `st:FOLDER` (embed_st.py) or `endpoint:MODEL` (embed_endpoint.py).
 Differs: the paper embeds with a sentence encoder; hashed words and character trigrams stand in
-until one is installed. The identity is stored with every index and snapshot.
+until one is named. The identity is stored with every index and snapshot.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.protocol import Embedder
+from opd_evolver.memory.vectors import CachedEmbedder, clean, folder_of
 from opd_evolver.params import nearest
+from opd_evolver.settings import Settings, load_settings
 
 WORD = re.compile(r"\w+")
 ASCII_PUNCTUATION = {code: " " for code in range(128) if not WORD.fullmatch(chr(code))}
@@ -64,18 +68,102 @@ class HashEmbedder:
                 row /= length
         return out.astype(np.float32)
 
+    def expect(self, dimension: int) -> None:
+        """As `Embedder.expect`."""
+        if dimension != self.dimension:
+            raise other_dimension(self.identity, self.dimension, dimension)
+
+    def ready(self) -> None:
+        """Always."""
+
+
+def unit(rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """[N, D] → rows of unit length, float32; rows of zeros stay.
+
+    Raises:
+        ValueError: not a matrix of finite numbers.
+    """
+    found = np.asarray(rows, dtype=np.float64)
+    if found.ndim != 2 or not np.isfinite(found).all():
+        raise ValueError("no matrix of finite numbers")
+    lengths = np.sqrt(np.sum(found * found, axis=1, keepdims=True))
+    rows_of_one: npt.NDArray[np.float64] = np.divide(found, lengths, out=np.zeros_like(found), where=lengths > 0)
+    return rows_of_one.astype(np.float32)
+
+
+def embed_told(
+    texts: Sequence[str], dimension: Callable[[], int], told: Callable[[list[str]], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """[N, dimension] of all texts, where `told` embeds those that say something; the others are rows of zeros.
+
+    Args:
+        texts: any.
+        dimension: asked after `told`, which may have learnt it.
+        told: [n, dimension] of texts that are not blank and have a UTF-8 form.
+    """
+    cleaned = [clean(text) for text in texts]
+    places = [at for at, text in enumerate(cleaned) if text.strip()]
+    found = told([cleaned[at] for at in places]) if places else None
+    out = np.zeros((len(texts), dimension()), dtype=np.float32)
+    if found is not None:
+        out[places] = found
+    return out
+
+
+def other_dimension(identity: str, seen: int, expected: int) -> SetupError:
+    """An embedder that gives vectors of another length than those it is to stand beside."""
+    return SetupError(
+        f"embedder {identity} gives {seen} dimensions",
+        f"{expected}, as its vectors had when the memory was indexed",
+        "put back what made them, or embed with another one: `opd memory reembed --to EMBEDDER`",
+    )
+
+
+def check_made_by(embedder: Embedder, identity: str, dimension: str, where: str) -> None:
+    """An index's vectors can be compared with this embedder's only if it made them.
+
+    Raises:
+        SetupError: another embedder, or another dimension.
+    """
+    if identity != embedder.identity:
+        raise SetupError(
+            f"{where} was made by embedder {identity} ({dimension} dimensions)",
+            embedder.identity,
+            "set memory.embedder (or its weights) back, or `opd memory reembed`",
+        )
+    embedder.expect(int(dimension))
+
 
 EMBEDDERS: dict[str, Callable[[], Embedder]] = {"hash-256": lambda: HashEmbedder(256)}
+KINDS = ("st:", "endpoint:")
 
 
 def open_embedder(name: str) -> Embedder:
-    """The embedder that `memory.embedder` names.
+    """The embedder that `memory.embedder` names. Weights and connections are kept open for this process.
 
     Raises:
-        SetupError: unknown name; the nearest known one is given.
+        SetupError: unknown name (the nearest known one is given), or what it names is not there.
     """
+    if name.startswith(KINDS):
+        return _costly(name, folder_of(load_settings()), load_settings())
     if name not in EMBEDDERS:
+        known = [*EMBEDDERS, *KINDS]
         raise SetupError(
-            f"unknown embedder `{name}`", " | ".join(EMBEDDERS), f"memory.embedder: {nearest(name, EMBEDDERS)}"
+            f"unknown embedder `{name}`",
+            " | ".join([*EMBEDDERS, "st:FOLDER", "endpoint:MODEL"]),
+            f"memory.embedder: {nearest(name, known)}",
         )
     return EMBEDDERS[name]()
+
+
+@lru_cache(maxsize=4)
+def _costly(name: str, folder: Path, settings: Settings) -> Embedder:
+    """One that is slow or paid for: each text is embedded once, and kept."""
+    kind, _, rest = name.partition(":")
+    if kind == "st":
+        from opd_evolver.memory import embed_st
+
+        return CachedEmbedder(embed_st.SentenceTransformerEmbedder(embed_st.resolve(rest)), folder)
+    from opd_evolver.memory import embed_endpoint
+
+    return CachedEmbedder(embed_endpoint.of_settings(rest, settings), folder)

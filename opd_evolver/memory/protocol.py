@@ -12,10 +12,37 @@ from opd_evolver.records import Entry, Level
 
 
 class Embedder(Protocol):
-    """Text to unit vectors. `identity` enters digests and is checked when a store opens."""
+    """Text to unit vectors. `identity` enters digests and is checked when a store opens.
 
-    identity: str
-    dimension: int
+    Opening one is cheap: weights are loaded, and servers asked, when the first vector is wanted.
+    """
+
+    @property
+    def identity(self) -> str:
+        """What made the vectors: equal identities give equal vectors, up to the last bits."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Columns of the vectors; may load weights or ask a server the first time."""
+        ...
+
+    def expect(self, dimension: int) -> None:
+        """Told by an index made before, so that opening it asks nobody.
+
+        Raises:
+            SetupError: vectors of another length are known to come; names `opd memory reembed`.
+        """
+        ...
+
+    def ready(self) -> None:
+        """Whether a run could begin with it.
+
+        Raises:
+            SetupError: something is missing or refused.
+            OutageError: a server does not answer.
+        """
+        ...
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """[N, dimension] float32, rows of unit length (or zero for empty text)."""

@@ -38,7 +38,12 @@ def open_index(folder: Path, params: MemoryParams, *, read_only: bool) -> Ledger
         durable.write_text(
             folder / SERVER_FILE, json.dumps({"memory": memory, "schema_version": SCHEMA_VERSION}) + "\n"
         )
-    return WeaviateIndex(open_server(), memory, embedder, read_only=read_only, alpha=params.alpha)
+    server = open_server()
+    try:
+        return WeaviateIndex(server, memory, embedder, read_only=read_only, alpha=params.alpha)
+    except BaseException:
+        server.close()
+        raise
 
 
 def name_of(folder: Path) -> str | None:

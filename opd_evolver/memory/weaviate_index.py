@@ -51,18 +51,18 @@ class WeaviateIndex:
     # ── schema and notes ─────────────────────────────────────────────────────────────────────
 
     def _meta(self) -> None:
-        mine = {
-            "schema_version": str(SCHEMA_VERSION),
-            "embedder": self.embedder.identity,
-            "dimension": str(self.embedder.dimension),
-        }
         self._server.call(schema.create_collections)
         stored = self._notes("meta")
         if not stored and self.read_only:
             raise SetupError(f"Weaviate knows no memory {self.memory}", "one filled by a writable open", "`opd resume`")
         if stored:
-            schema.check(stored, mine)
+            schema.check(stored, self.embedder)
         else:
+            mine = {
+                "schema_version": str(SCHEMA_VERSION),
+                "embedder": self.embedder.identity,
+                "dimension": str(self.embedder.dimension),
+            }
             for name, value in mine.items():
                 self._note("meta", name, value)
         self._look()

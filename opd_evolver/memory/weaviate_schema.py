@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.errors import CorruptionError, SchemaError
+from opd_evolver.memory.embed import check_made_by
+from opd_evolver.memory.protocol import Embedder
 from opd_evolver.memory.weaviate_server import Server
-from opd_evolver.records import LEVELS, NAMESPACE, Entry, Level, canonical_json
+from opd_evolver.records import LEVELS, NAMESPACE, SCHEMA_VERSION, Entry, Level, canonical_json
 
 COLLECTIONS: dict[Level, str] = {level: f"OpdMemory{level.capitalize()}" for level in LEVELS}
 NOTES = "OpdMemoryNotes"
@@ -51,20 +53,14 @@ def entry_of(found: Any) -> Entry:
         ) from None
 
 
-def check(stored: Mapping[str, str], mine: Mapping[str, str]) -> None:
-    if stored["schema_version"] != mine["schema_version"]:
+def check(stored: Mapping[str, str], embedder: Embedder) -> None:
+    if stored["schema_version"] != str(SCHEMA_VERSION):
         raise SchemaError(
             f"the memory on Weaviate has schema {stored['schema_version']}",
-            f"schema {mine['schema_version']}",
+            f"schema {SCHEMA_VERSION}",
             "upgrade: pip install -U opd-evolver, or `opd memory reindex`",
         )
-    seen, wanted = ((of["embedder"], of["dimension"]) for of in (stored, mine))
-    if seen != wanted:
-        raise SetupError(
-            f"the memory on Weaviate was made by embedder {seen[0]} ({seen[1]} dimensions)",
-            f"{wanted[0]} ({wanted[1]})",
-            "set memory.embedder back, or `opd memory reindex`",
-        )
+    check_made_by(embedder, stored["embedder"], stored["dimension"], "the memory on Weaviate")
 
 
 def create_collections(client: Any) -> None:

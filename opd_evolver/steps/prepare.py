@@ -38,16 +38,19 @@ def open_for_work(
 
 
 def check(wanted: params.Params) -> None:
-    """Whether a run could begin: environments and policy are there. Before anything is written, so that a
+    """Whether a run could begin: environments, embedder and policy are there. Before anything is written, so that a
     mended mistake is no changed parameter.
 
     Raises:
         SetupError, CorruptionError: what is missing or damaged.
+        OutageError: the embeddings endpoint does not answer.
     """
     from opd_evolver.environments import registry
+    from opd_evolver.memory.embed import open_embedder
 
     for domain in wanted.environments.domains:
         registry.load(domain, wanted.environments.levels).close()
+    open_embedder(wanted.memory.embedder).ready()
     if wanted.policy.backend == "local":
         from opd_evolver.policy import weights
 
