@@ -122,12 +122,14 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     gc.add_argument("--yes", action="store_true", help="remove it")
     copy = _command(actions, "copy", "memory_index:copy", "host the last round's memory in another store")
     copy.add_argument("--to", choices=("embedded", "weaviate"), required=True)
+    reembed = _command(actions, "reembed", "memory_index:reembed", "embed the memory anew, in a new lineage")
+    reembed.add_argument("--to", metavar="EMBEDDER", help="hash-256 | st:FOLDER | endpoint:MODEL (docs/embedders.md)")
     bring = _command(actions, "import", "memory_edit:import_", "bring other people's trajectories (docs/import.md)")
     bring.add_argument("file", help="one JSON object a line")
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, diff, why, gc, maintain):
+    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, reembed, diff, why, gc, maintain):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,16 @@ from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.params import Params, flat, nearest, validate
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
 
+Action = Literal["open", "rollback", "fork", "reembed", "undo"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Parent(Record):
-    """Where a lineage branched off: rounds up to `round` are the parent's."""
+    """Where a lineage branched off: rounds up to `round` are the parent's; `reembeds`: embedders it left behind."""
 
     lineage: str
     round: int
+    reembeds: tuple[str, ...] = ()
 
 
 class RunIdentity(Record):
@@ -51,7 +54,7 @@ class Head(Record):
 
     schema_version: int = SCHEMA_VERSION
     lineage: str
-    action: Literal["open", "rollback", "fork", "undo"]
+    action: Action
     reason: str = ""
 
 
@@ -99,6 +102,11 @@ class Run:
     @property
     def lineage(self) -> str:
         return self.identity.lineage
+
+    @property
+    def reembeds(self) -> tuple[str, ...]:
+        """Identities of embedders whose snapshots this lineage embeds anew."""
+        return self.identity.parent.reembeds if self.identity.parent is not None else ()
 
     def owner(self, round_: int) -> RunPaths:
         """The lineage that holds `round_`: this one, or the ancestor it branched from."""
@@ -224,8 +232,10 @@ def next_lineage(root: Path, name: str) -> str:
     return f"{name}~{k}"
 
 
-def branch(root: Path, name: str, round_: int) -> Run:
-    """Roll back: a new lineage whose rounds up to `round_` are the current one's.
+def branch(
+    root: Path, name: str, round_: int, params: Params | None = None, reembeds: Collection[str] = (), reason: str = ""
+) -> Run:
+    """A new lineage whose rounds up to `round_` are the current one's: a rollback, or a re-embedding with `params`.
 
     Raises:
         SetupError: that round has not finished.
@@ -236,12 +246,15 @@ def branch(root: Path, name: str, round_: int) -> Run:
             f"round {round_} of `{run.lineage}` has not finished", f"one of {run.finished_rounds()}", "opd rounds"
         )
     base = run.identity.name
-    parent = Parent(lineage=run.owner(round_).lineage, round=round_)
-    return _create(root, base, next_lineage(root, base), run.params, parent, "rollback", f"to round {round_}")
+    action: Action = "rollback" if params is None else "reembed"
+    left = tuple(sorted({*run.reembeds, *reembeds}))
+    parent = Parent(lineage=run.owner(round_).lineage, round=round_, reembeds=left)
+    why = reason or f"to round {round_}"
+    return _create(root, base, next_lineage(root, base), params or run.params, parent, action, why)
 
 
 def undo(root: Path, name: str) -> Run:
-    """Return to the lineage before the last rollback or fork.
+    """Return to the lineage before the last rollback, reembed or fork.
 
     Raises:
         SetupError: there is nothing to undo.
@@ -265,7 +278,7 @@ def _create(
     lineage: str,
     params: Params,
     parent: Parent | None,
-    action: Literal["open", "rollback", "fork"],
+    action: Action,
     reason: str = "",
 ) -> Run:
     draft = RunIdentity(name=name, lineage=lineage, parent=parent, params={}, params_digest="")

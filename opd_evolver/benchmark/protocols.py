@@ -59,10 +59,14 @@ Column_co = TypeVar("Column_co", FrozenColumn, StreamingColumn, covariant=True)
 
 @dataclass(frozen=True)
 class MemorySource:
-    """A memory to measure with: a snapshot's folder and digest, or the empty memory."""
+    """A memory to measure with: a snapshot's folder and digest, or the empty memory.
+
+    `reembeds`: see `snapshot.restore`.
+    """
 
     folder: Path | None
     digest: str
+    reembeds: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls) -> MemorySource:
@@ -125,7 +129,7 @@ class FrozenProtocol:
         settings = EpisodeSettings.of(bench.params, write=False, greedy=True)
         with tempfile.TemporaryDirectory(prefix="opd-frozen-") as scratch:
             live = Path(scratch) / "live"
-            restore(memory.folder, live, bench.params.memory)
+            restore(memory.folder, live, bench.params.memory, memory.reembeds)
             try:
                 with Memory.open(live, bench.params.memory, read_only=True) as opened:
                     return _play(bench, opened, settings, tasks)
@@ -152,7 +156,7 @@ class StreamingProtocol:
         with tempfile.TemporaryDirectory(prefix="opd-streaming-") as scratch:
             live = Path(scratch) / "live"
             if memory.folder is not None:
-                restore(memory.folder, live, params.memory)
+                restore(memory.folder, live, params.memory, memory.reembeds)
             try:
                 with Memory.open(live, params.memory) as opened:
                     keys = opened.ledger.segment_keys()

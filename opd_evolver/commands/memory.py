@@ -12,7 +12,8 @@ from typing import Any
 from opd_evolver import lineage
 from opd_evolver.errors import SetupError
 from opd_evolver.memory import views
-from opd_evolver.memory.snapshot import restore, verify
+from opd_evolver.memory.embed import check_made_by, open_embedder
+from opd_evolver.memory.snapshot import read_manifest, restore, verify
 from opd_evolver.memory.store import Memory
 from opd_evolver.memory.store import reindex as rebuild
 from opd_evolver.steps import prepare, snapshots
@@ -31,7 +32,7 @@ def opened(name: str, round_: int | None = None) -> Iterator[Memory]:
     embedded = run.params.memory.model_copy(update={"store": "embedded"})
     view = run.paths.run / "live" / f"view-{info.digest_entries[:8]}{info.digest_ledger[:8]}"
     if not view.exists():
-        restore(folder, view, embedded)
+        restore(folder, view, embedded, run.reembeds)
     with Memory.open(view, embedded, read_only=True) as memory:
         yield memory
 
@@ -105,6 +106,7 @@ def reindex(given: argparse.Namespace) -> int:
     if newest is None:
         tree: dict[str, Any] = {"lineage": run.lineage, "folder": None, "entries": 0}
         return _print(tree, f"`{run.lineage}` has no live memory: the next round builds it from its snapshot", given)
+    _same_embedder(run)
     n_entries = rebuild(newest.parent, run.params.memory)
     with Memory.open(newest.parent, run.params.memory, read_only=True) as memory:
         digest = memory.digest()
@@ -112,8 +114,19 @@ def reindex(given: argparse.Namespace) -> int:
     return _print(tree, f"{n_entries} entries from the ledger of {newest.parent}, digest {digest[:12]}", given)
 
 
+def _same_embedder(run: lineage.Run) -> None:
+    """A rebuilt index takes any embedder; where the weights have changed, that would go unseen."""
+    finished = run.finished_rounds()
+    folder = run.owner(finished[-1]).version(finished[-1]) / "memory" if finished else None
+    if folder is not None and folder.exists():
+        info = read_manifest(folder)
+        if info.embedder not in run.reembeds:
+            embedder = open_embedder(run.params.memory.embedder)
+            check_made_by(embedder, info.embedder, str(info.dimension), f"snapshot {folder}")
+
+
 def undo(given: argparse.Namespace) -> int:
-    """Without an operation: return to the lineage before the last rollback or fork; nothing is deleted."""
+    """Without an operation: return to the lineage before the last rollback, reembed or fork; nothing is deleted."""
     if given.operation is not None:
         from opd_evolver.commands.memory_edit import undo_operation
 

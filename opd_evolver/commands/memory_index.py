@@ -1,4 +1,4 @@
-"""`opd memory copy --to STORE`: the memory of the last finished round, hosted by another store."""
+"""`opd memory copy --to STORE` and `reembed --to EMBEDDER`: the same entries in another store, by other vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def copy(given: argparse.Namespace) -> int:
     round_ = snapshots.last_finished(run)
     params = run.params.memory.model_copy(update={"store": given.to})
     folder = run.paths.run / HOSTED / given.to
-    info = restore(snapshots.folder_of(run, round_), folder, params)
+    info = restore(snapshots.folder_of(run, round_), folder, params, run.reembeds)
     with Memory.open(folder, params, read_only=True) as memory:
         by_level = memory.counts_by_level()
     tree = {
@@ -35,4 +35,19 @@ def copy(given: argparse.Namespace) -> int:
     named = f" as memory {tree['memory']}" if tree["memory"] else ""
     text = f"round {round_} of `{run.lineage}`: {info.n_entries} entries in {given.to}{named}, digests equal; {folder}"
     console.result(tree, text, as_json=given.json)
+    return 0
+
+
+def reembed(given: argparse.Namespace) -> int:
+    """Embed the memory with another embedder, in a new lineage; nothing is rewritten."""
+    from opd_evolver.steps import reembed as anew
+
+    done = anew.reembed(prepare.artifact_root(), given.name, given.to)
+    text = (
+        f"lineage `{done.lineage}`: {done.n_entries} entries of round {done.round} embedded by {done.identity} "
+        f"({done.dimension} dimensions), before by {', '.join(done.before)}; entries and ledger are the same\n"
+        f"go on with: opd resume {given.name} (or set memory.embedder: {done.embedder} in params.yaml for `opd run`); "
+        f"back with: opd memory undo --name {given.name}"
+    )
+    console.result(done.model_dump(mode="json"), text, as_json=given.json)
     return 0

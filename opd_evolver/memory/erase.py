@@ -9,13 +9,19 @@ other entries is unchanged. Rewriting gives new digests; doing it again changes 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from opd_evolver import durable
 from opd_evolver.errors import CorruptionError
+from opd_evolver.memory import stores
+from opd_evolver.memory.embedded import EmbeddedIndex
 from opd_evolver.memory.ledger import Ledger
 from opd_evolver.memory.levels import embed_text
+from opd_evolver.memory.replay import replay
 from opd_evolver.memory.segment import LedgerSegment, encode, head_of
 from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, segments_of, verify, write_snapshot
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
@@ -93,7 +99,7 @@ def rewrite_snapshot(folder: Path, ids: Collection[str], params: MemoryParams) -
     Args:
         folder: `versions/<lineage>/round-NNN/memory`.
         ids: entries to forget.
-        params: of the run; the embedded index serves here, whatever the run's store.
+        params: of the run. Neither its store nor its embedder is asked: nothing is searched here.
 
     Raises:
         CorruptionError: the snapshot does not match its digests, or the rewritten one would differ otherwise.
@@ -106,13 +112,38 @@ def rewrite_snapshot(folder: Path, ids: Collection[str], params: MemoryParams) -
         live = Path(temporary)
         (live / LEDGER_FOLDER).mkdir()
         _written(segments_of(folder), ids, live / LEDGER_FOLDER)
-        with Memory.open(live, params.model_copy(update={"store": "embedded"})) as memory:
+        with _unsearched(live, info, params) as memory:
             wanted = [tombstone(one) if one.entry_id in ids else one for one in before]
             if memory.entries(live_only=False) != wanted:
                 raise CorruptionError(
                     f"forgetting in {folder} would change other entries", "tombstones alone", "report it as a bug"
                 )
             return write_snapshot(memory, folder, info.round, info.lineage)
+
+
+class _Nothing:
+    """Stands for the embedder that made a snapshot, whose weights or server forgetting must not wait for."""
+
+    def __init__(self, identity: str, dimension: int) -> None:
+        self.identity, self.dimension = identity, dimension
+
+    def expect(self, dimension: int) -> None:
+        """Its index is thrown away."""
+
+    def ready(self) -> None:
+        """Always."""
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """[N, dimension] of zeros."""
+        return np.zeros((len(texts), self.dimension), dtype=np.float32)
+
+
+def _unsearched(live: Path, info: SnapshotInfo, params: MemoryParams) -> Memory:
+    """A memory from the ledger in a folder, with the snapshot's identity and vectors of zeros."""
+    ledger = Ledger(live / LEDGER_FOLDER)
+    index = EmbeddedIndex(live / stores.INDEX_FILE, _Nothing(info.embedder, info.dimension))
+    replay(ledger, index)
+    return Memory(ledger, index, params)
 
 
 def saying_the_same(entries: Iterable[Entry], erased: Entry) -> list[Entry]:

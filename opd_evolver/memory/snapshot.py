@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from opd_evolver import durable
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.memory import stores
-from opd_evolver.memory.embed import open_embedder
+from opd_evolver.memory.embed import check_made_by, open_embedder
 from opd_evolver.memory.lock import LedgerLock
+from opd_evolver.memory.protocol import Embedder
 from opd_evolver.memory.replay import digest_entries
 from opd_evolver.memory.segment import LedgerSegment, SegmentHead, decode, head_of
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
@@ -178,15 +179,21 @@ def read_rows(folder: Path, round: int | None = None) -> list[LedgerRow]:
     ]
 
 
-def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None) -> SnapshotInfo:
+def restore(
+    folder: Path, live_folder: Path, params: MemoryParams | None = None, reembeds: Collection[str] = ()
+) -> SnapshotInfo:
     """Rebuilds a live memory (ledger and index) from a snapshot, verified before and after.
+
+    Entries and ledger are the snapshot's to the byte. Vectors are made here, by the embedder of `params`.
 
     What was in `live_folder` is replaced, at once and only when the new one is whole.
 
     Args:
         folder: the snapshot.
         live_folder: where `Memory.open` will find it.
-        params: must name the snapshot's embedder.
+        params: must name the snapshot's embedder, or another one where `reembeds` has the snapshot's.
+        reembeds: identities of embedders whose snapshots may be embedded anew: those that a lineage opened by
+            `opd memory reembed` has left behind. What is returned then has the new identity and digest.
 
     Raises:
         CorruptionError: the snapshot does not match its digests; `live_folder` is untouched.
@@ -194,11 +201,7 @@ def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None)
     """
     params = params or MemoryParams()
     info = verify(folder)
-    identity = open_embedder(params.embedder).identity
-    if identity != info.embedder:
-        raise SetupError(
-            f"snapshot {folder} was made by embedder {info.embedder}", identity, "set memory.embedder back"
-        )
+    info = _made_by(open_embedder(params.embedder), info, folder, reembeds)
     if (live_folder / LEDGER_FOLDER).exists():
         LedgerLock(live_folder / LEDGER_FOLDER).release()  # refuses while a committer lives
     replaced = stores.name_of(live_folder)
@@ -211,6 +214,20 @@ def restore(folder: Path, live_folder: Path, params: MemoryParams | None = None)
     if replaced is not None:
         stores.drop_memory(replaced)
     return info
+
+
+def _made_by(embedder: Embedder, info: SnapshotInfo, folder: Path, reembeds: Collection[str]) -> SnapshotInfo:
+    """What a rebuilt memory must come to: the snapshot's own digests, or those of the same entries embedded anew."""
+    if info.embedder not in reembeds or embedder.identity == info.embedder:
+        check_made_by(embedder, info.embedder, str(info.dimension), f"snapshot {folder}")
+        return info
+    return info.model_copy(
+        update={
+            "embedder": embedder.identity,
+            "dimension": embedder.dimension,
+            "digest_entries": digest_entries(read_entries(folder), embedder),
+        }
+    )
 
 
 def _rebuild(folder: Path, info: SnapshotInfo, building: Path, params: MemoryParams) -> None:

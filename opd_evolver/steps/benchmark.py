@@ -23,7 +23,9 @@ def _policy(job: Job, name: str) -> PolicySource:
 
 
 def _memory(job: Job, name: str) -> MemorySource | None:
-    return MemorySource(job.path(name), job.input_digests[name]) if name in job.inputs else None
+    if name not in job.inputs:
+        return None
+    return MemorySource(job.path(name), job.input_digests[name], tuple(job.options.get("reembeds", ())))
 
 
 def benchmark(job: Job, out: Path) -> StepResult:

@@ -35,7 +35,7 @@ def begin(job: Job, out: Path) -> StepResult:
     """
     live = job.path("live")
     if not live.exists() and "start" in job.inputs:
-        restore(job.path("start"), live, job.typed_params().memory)
+        restore(job.path("start"), live, job.typed_params().memory, job.options.get("reembeds", ()))
     with resources.live_memory(job, read_only=False) as memory:
         waiting = edits.read(job.path("edits")) if "edits" in job.inputs else []
         begun = any(key.round >= job.round for key in memory.ledger.segment_keys())

@@ -13,11 +13,13 @@ from pathlib import Path
 from opd_evolver import durable, lineage, versioning, writer
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run, RunPaths
-from opd_evolver.memory import edits, erase, stores
+from opd_evolver.memory import edits, erase, stores, vectors
 from opd_evolver.memory.ledger import Ledger, fold_all
+from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, read_manifest
 from opd_evolver.memory.store import LEDGER_FOLDER, entry_of, reindex
 from opd_evolver.records import SCHEMA_VERSION, Entry, Record, canonical_json
+from opd_evolver.settings import load_settings
 from opd_evolver.steps.fast import REJECTED
 
 HOSTED = "hosted"
@@ -130,6 +132,8 @@ def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
     durable.append_line(root / "runs" / name / "erasures.jsonl", canonical_json(Erasure(entry_id=whole, reason=reason)))
     original = next((one for one in states if one.status != "erased"), None)
     same = {one.entry_id: None for run in runs if original for one in erase.saying_the_same(_entries(run), original)}
+    # First: once the entry's text is gone, nobody knows which vector was its own.
+    vectors.forget(vectors.folder_of(load_settings()), {embed_text(one) for one in states if one.status != "erased"})
     rewritten: dict[str, str] = {}
     n_live = n_edits = 0
     for run in runs:

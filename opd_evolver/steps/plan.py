@@ -101,9 +101,14 @@ def _start(run: Run, round_: int) -> dict[str, Any]:
     return {"inputs": inputs, "input_digests": digests}
 
 
+def _reembeds(run: Run) -> dict[str, Any]:
+    """What a step that restores a memory must know: which embedders this lineage has left behind, if any."""
+    return {"reembeds": list(run.reembeds)} if run.reembeds else {}
+
+
 def begin_job(run: Run, round_: int) -> Job:
     """Open the round's live memory before any shard reads it."""
-    return _job(run, "begin", round_, "begin", **_start(run, round_))
+    return _job(run, "begin", round_, "begin", options=_reembeds(run), **_start(run, round_))
 
 
 def shard_jobs(run: Run, round_: int, wave: int) -> list[Job]:
@@ -197,7 +202,8 @@ def benchmark_job(run: Run, round_: int, memory_digest: str, policy_digest: str)
         }
         if champ.memory is not None:
             inputs["champion_memory"] = champ.memory
-    return _job(run, "benchmark", round_, "benchmark", inputs=inputs, input_digests=digests)
+    options = _reembeds(run) if round_ > 0 else {}
+    return _job(run, "benchmark", round_, "benchmark", inputs=inputs, input_digests=digests, options=options)
 
 
 def gate_job(run: Run, round_: int, benchmark_digest: str) -> Job:
