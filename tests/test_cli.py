@@ -13,6 +13,7 @@ from conftest import Opd
 
 from opd_evolver import cli, lineage
 from opd_evolver.errors import GateRefusal, OpdError, OutageError, SetupError
+from opd_evolver.memory import embed
 
 SOURCE = Path(__file__).parents[1]
 
@@ -47,6 +48,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "why"): ("ENTRY", "--name", "done"),
     ("memory", "gc"): ("--name", "done"),
     ("memory", "copy"): ("--to", "embedded", "--name", "done"),
+    ("memory", "reembed"): ("--to", "hash-64", "--name", "done"),
     ("memory", "import"): ("IMPORT", "--dry-run", "--name", "done"),
     ("status",): (),
     ("down",): (),
@@ -58,7 +60,10 @@ def test_every_command_is_covered_here_or_with_the_stack() -> None:
 
 
 @pytest.mark.parametrize("command", JSON_COMMANDS, ids=" ".join)
-def test_json_is_one_value_on_stdout(project: Path, opd: Opd, command: tuple[str, ...]) -> None:
+def test_json_is_one_value_on_stdout(
+    project: Path, opd: Opd, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(embed.EMBEDDERS, "hash-64", lambda: embed.HashEmbedder(64))
     if command == ("memory", "undo"):
         assert opd("memory", "rollback", "1", "--name", "done").code == 0
     known = {"POLICY": str(lineage.open_run(project, "done").params.policy.path), "ENTRY": ""}
@@ -77,7 +82,8 @@ def test_json_is_one_value_on_stdout(project: Path, opd: Opd, command: tuple[str
         assert {"name", "lineage", "preset", "base", "rounds", "differences"} <= set(tree)
         assert {"round", "gate", "digests", "memories", "seconds", "tokens", "columns"} <= set(tree["rounds"][0])
         assert set(tree["rounds"][0]["digests"]) == {"entries", "ledger", "examples", "weights"}
-    text = opd(*command, *arguments) if command not in {("memory", "undo"), ("memory", "rollback")} else said
+    once = {("memory", "undo"), ("memory", "rollback"), ("memory", "reembed")}
+    text = opd(*command, *arguments) if command not in once else said
     assert text.out.strip() and "Traceback" not in text.err
 
 
