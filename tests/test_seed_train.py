@@ -18,15 +18,15 @@ from opd_evolver.records import GenerationRequest, Message, Prompt, Sampling, Se
 from opd_evolver.seed import model as network
 from opd_evolver.seed.__main__ import main
 from opd_evolver.seed.data import Encoder, batch
-from opd_evolver.seed.muon import Muon, orthogonal, rate_factor
-from opd_evolver.seed.settings import SeedSettings
+from opd_evolver.seed.muon import Muon, orthogonal
+from opd_evolver.seed.settings import SeedSettings, rate_factor
 from opd_evolver.seed.train import Trainer, train
 
 # Two workers, killed once a state is there.
 SCRIPT = """
 import sys
 from pathlib import Path
-from opd_evolver.seed.settings import SeedSettings
+from opd_evolver.seed.settings import SeedSettings, rate_factor
 from opd_evolver.seed.train import train
 train(SeedSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]), n_workers=2, save_every=6)
 print("done")

@@ -91,7 +91,10 @@ def evaluate_probes(
         metrics["use_minus_none"] = ratio_difference(units["memory_use"], units["no_memory"], samples=samples)
     for level in params.environments.levels if len(params.environments.levels) > 1 else ():
         of_level = {name: _at_home(units[name], prober, level) for name in BY_LEVEL if name in units}
-        metrics |= {f"{name}.{level}": ratio_interval(found, samples=samples) for name, found in of_level.items()}
+        # Of very few tasks none may be at home in a level.
+        metrics |= {
+            f"{name}.{level}": ratio_interval(found, samples=samples) for name, found in of_level.items() if found
+        }
     return ProbeReport(
         split=split,
         policy_version=policy.version,

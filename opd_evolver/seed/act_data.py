@@ -57,11 +57,12 @@ class Known:
     hint: Segment | None = None
 
 
-def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
+def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 1) -> Conversation:
     """One act conversation of a fresh world."""
     world = cv.random_world(domain.spec, rng)
     task = domain.demo(world, rng)
-    known = _hinted(domain, world, task, rng) if chance(P_HINDSIGHT, rng) else _remembered(domain, world, task, rng)
+    tell = _hinted if chance(P_HINDSIGHT, rng) else _remembered
+    known = tell(domain, world, task, rng, lowest_round)
     began = task.subs[0].again
     first = act.first_message(task.text, began, known.memories, token_budget=ENTRY_TOKEN_BUDGET, hindsight=known.hint)
     return Conversation("act", tuple(_turns(domain, world.scope, task, known, first, rng)))
@@ -74,7 +75,7 @@ def _settle(domain: cv.Procedural, known: Known, rng: np.random.Generator) -> No
         known.truth[key] = wrong_value(domain, key, belief.value, rng) if wrong else belief.value
 
 
-def _needed(world: cv.World, task: cv.DemoTask, rng: np.random.Generator, low: int = 1) -> list[Noted]:
+def _needed(world: cv.World, task: cv.DemoTask, rng: np.random.Generator, low: int) -> list[Noted]:
     return [Noted(world.scope, key, any_round(rng, low), world.facts[key]) for key in _keys(task)]
 
 
@@ -84,16 +85,23 @@ def _keys(task: cv.DemoTask) -> list[str]:
 
 def _stale(domain: cv.Procedural, facts: Sequence[Noted], rng: np.random.Generator) -> list[Noted]:
     """Older facts of the same keys. Of two logs only the first lines tell the newer one: selection must choose."""
-    return [stale_of(domain, fact, rng) for fact in facts if domain.spec.level_of(fact.key) != "trajectory"]
+    return [
+        stale_of(domain, fact, rng)
+        for fact in facts
+        if fact.round > 1 and domain.spec.level_of(fact.key) != "trajectory"
+    ]
 
 
-def _remembered(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> Known:
+def _remembered(
+    domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator, lowest_round: int
+) -> Known:
     """Memories as a selection brings them: none, distractors only, true ones, stale and new ones."""
     known = Known()
     kind = rng.random()
     if kind < P_NO_MEMORY:
         return known
-    needed = _needed(world, task, rng, low=2)
+    among_stale = P_NO_MEMORY + P_DISTRACTORS_ONLY <= kind < P_NO_MEMORY + P_DISTRACTORS_ONLY + P_STALE
+    needed = _needed(world, task, rng, 2 if among_stale else lowest_round)
     n_others = int(rng.integers(0, 5))
     stale: list[Noted] = []
     if kind < P_NO_MEMORY + P_DISTRACTORS_ONLY:
@@ -101,7 +109,7 @@ def _remembered(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: 
     else:
         if len(needed) > 1 and chance(0.25, rng):
             needed.pop(int(rng.integers(len(needed))))
-        if kind < P_NO_MEMORY + P_DISTRACTORS_ONLY + P_STALE:
+        if among_stale:
             stale, n_others = _stale(domain, needed, rng), min(n_others, 3)
     held = entries(domain, needed, rng)
     known.facts = {fact.key: Belief(fact.marker, fact.value, entry) for fact, entry in zip(needed, held, strict=True)}
@@ -114,10 +122,12 @@ def _remembered(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: 
     return known
 
 
-def _hinted(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> Known:
+def _hinted(
+    domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator, lowest_round: int
+) -> Known:
     """Hindsight: helpful entries, the turns of a won trajectory, or both; sometimes against stale memories."""
     known = Known()
-    needed = _needed(world, task, rng, low=2)
+    needed = _needed(world, task, rng, lowest_round)
     told = [fact for fact in needed if not chance(0.1, rng)] or needed
     kind = rng.random()
     helpful, won = list(told) if kind < 0.8 else [], kind >= 0.55

@@ -19,7 +19,7 @@ from opd_evolver.seed.facts import Conversation
 from opd_evolver.seed.tokenizer import by_word
 
 DRILL_SHARE = 0.2
-Maker = Callable[[cv.Procedural, np.random.Generator], Conversation]
+Maker = Callable[[cv.Procedural, np.random.Generator, int], Conversation]
 Mixture = tuple[tuple[float, Maker], ...]
 TIPS_MIXTURE: Mixture = ((0.42, act_data.sample), (0.40, select_data.sample), (0.18, write_data.sample))
 # Families of several levels: longer episodes, more to write; and maintenance, whose rest it is.
@@ -68,7 +68,9 @@ class Encoder:
         return Encoded(conversation.ability, ids, scored)
 
 
-def draw(domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_share: float) -> Conversation:
+def draw(
+    domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_share: float, lowest_round: int = 1
+) -> Conversation:
     """One conversation: which domain, which ability, what in it."""
     domain = domains[int(rng.integers(len(domains)))]
     if rng.random() < drill_share:
@@ -77,13 +79,19 @@ def draw(domains: Sequence[cv.Procedural], rng: np.random.Generator, *, drill_sh
     kind = rng.random()
     for share, make in TIPS_MIXTURE if tips_only else LEVELS_MIXTURE:
         if kind < share:
-            return make(domain, rng)
+            return make(domain, rng, lowest_round)
         kind -= share
     return write_data.sample(domain, rng) if tips_only else maintain_data.sample(domains, rng)
 
 
 def batch(
-    encoder: Encoder, domains: Sequence[cv.Procedural], n: int, *, drill_share: float, key: tuple[object, ...]
+    encoder: Encoder,
+    domains: Sequence[cv.Procedural],
+    n: int,
+    *,
+    drill_share: float,
+    key: tuple[object, ...],
+    lowest_round: int = 1,
 ) -> list[Encoded]:
     """`n` conversations with loss somewhere; the same key always gives the same ones.
 
@@ -93,11 +101,12 @@ def batch(
         n: how many.
         drill_share: 1.0 for the drill alone.
         key: counter, such as (seed, step, shard).
+        lowest_round: see `SeedSettings.lowest_round`.
     """
     rng = cv.generator("seed-policy", *key)
     found: list[Encoded] = []
     while len(found) < n:
-        made = encoder.encode(draw(domains, rng, drill_share=drill_share))
+        made = encoder.encode(draw(domains, rng, drill_share=drill_share, lowest_round=lowest_round))
         if any(made.scored):
             found.append(made)
     return found

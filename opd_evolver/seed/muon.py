@@ -108,9 +108,3 @@ class Optimisers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
-
-
-def rate_factor(step: int, n_steps: int, *, n_warmup: int, decay_share: float) -> float:
-    """Share of the peak learning rate at a step (0-based): warm-up, plateau, linear decay to nothing."""
-    n_decay = max(1, int(n_steps * decay_share))
-    return min(1.0, (step + 1) / n_warmup, (n_steps - step) / n_decay)

@@ -47,11 +47,11 @@ class Slot(NamedTuple):
         return f"{self.scope} {self.key} {'none' if self.place is None else f'h{self.place + 1}'}"
 
 
-def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
+def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 1) -> Conversation:
     """One select prompt of a fresh world, and the right reply."""
     world = cv.random_world(domain.spec, rng)
     task = domain.demo(world, rng)
-    candidates = _candidates(domain, world, task, rng)
+    candidates = _candidates(domain, world, task, rng, lowest_round)
     marks: dict[int, str] = {}
     hint = None
     if chance(P_HINDSIGHT, rng):
@@ -94,7 +94,9 @@ def _keys(task: cv.DemoTask) -> list[str]:
     return list(dict.fromkeys(sub.key for sub in task.subs))
 
 
-def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator) -> list[Entry]:
+def _candidates(
+    domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: np.random.Generator, lowest_round: int
+) -> list[Entry]:
     n = int(rng.integers(1, MAX_CANDIDATES + 1)) if chance(0.5, rng) else int(rng.integers(5, MAX_CANDIDATES + 1))
     if chance(P_MANY, rng):
         n = int(rng.integers(MAX_CANDIDATES + 1, MANY_CANDIDATES + 1))
@@ -102,9 +104,9 @@ def _candidates(domain: cv.Procedural, world: cv.World, task: cv.DemoTask, rng: 
     facts: list[Noted] = []
     for key in keys:
         if chance(P_PRESENT, rng):
-            fact = Noted(world.scope, key, any_round(rng, 2), world.facts[key])
+            fact = Noted(world.scope, key, any_round(rng, lowest_round), world.facts[key])
             facts.append(fact)
-            while chance(P_STALE, rng):
+            while fact.round > 1 and chance(P_STALE, rng):
                 facts.append(stale_of(domain, fact, rng))
     facts = facts[:n]
     others = distractors(domain, world.scope, keys, n - len(facts), rng)

@@ -11,6 +11,7 @@ class SeedSettings(Record):
     Attributes:
         seed: of the initial weights and of all data.
         steps: optimiser steps in all.
+        polish_steps: steps after the decay, with fresh optimisers; only there may a fact of round 1 hold.
         drill_steps: steps at the beginning on the drill alone.
         levels: home levels of the families.
         kernel: words that a short convolution looks back on, its own included.
@@ -21,6 +22,7 @@ class SeedSettings(Record):
 
     seed: int = 0
     steps: int = 3000
+    polish_steps: int = 500
     drill_steps: int = 300
     domains: tuple[str, ...] = ("sql", "apps")
     levels: tuple[Level, ...] = LEVELS
@@ -35,3 +37,25 @@ class SeedSettings(Record):
     clip_norm: float = 1.0
     warmup_steps: int = 100
     decay_share: float = 0.6
+    polish_rate: float = 0.4
+
+    @property
+    def all_steps(self) -> int:
+        return self.steps + self.polish_steps
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rates at a step (0-based)."""
+        if step < self.steps:
+            return rate_factor(step, self.steps, n_warmup=self.warmup_steps, decay_share=self.decay_share)
+        done = step - self.steps
+        return self.polish_rate * rate_factor(done, self.polish_steps, n_warmup=self.warmup_steps // 4, decay_share=1.0)
+
+    def lowest_round(self, step: int) -> int:
+        """The lowest round that a fact which holds may be of, where no older one stands beside it."""
+        return 2 if step < self.steps else 1
+
+
+def rate_factor(step: int, n_steps: int, *, n_warmup: int, decay_share: float) -> float:
+    """Warm-up, plateau, linear decay to nothing: a share of the peak at a step (0-based)."""
+    n_decay = max(1, int(n_steps * decay_share))
+    return min(1.0, (step + 1) / max(1, n_warmup), (n_steps - step) / n_decay)

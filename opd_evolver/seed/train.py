@@ -27,7 +27,7 @@ from opd_evolver.seed import state
 from opd_evolver.seed import tokenizer as vocabulary
 from opd_evolver.seed.curve import ABILITIES, Curve
 from opd_evolver.seed.data import Encoded, Encoder, batch
-from opd_evolver.seed.muon import Optimisers, rate_factor
+from opd_evolver.seed.muon import Optimisers
 from opd_evolver.seed.settings import SeedSettings
 
 BARRIER_SECONDS = 600.0
@@ -80,18 +80,24 @@ class Trainer:
         self.model = network.build(self.tokenizer, settings.seed, settings.kernel)
         self.model.train()
         self.parameters = list(self.model.parameters())
-        self.optimisers = Optimisers(
+        self.optimisers = self._fresh()
+        self.shards = range(rank, settings.shards, n_workers)
+        self.shared = shared or share(settings, sum(p.numel() for p in self.parameters), n_workers)
+
+    def _fresh(self) -> Optimisers:
+        settings = self.settings
+        return Optimisers(
             self.model,
             muon_rate=settings.muon_rate,
             adam_rate=settings.adam_rate,
             weight_decay=settings.weight_decay,
         )
-        self.shards = range(rank, settings.shards, n_workers)
-        self.shared = shared or share(settings, sum(p.numel() for p in self.parameters), n_workers)
 
     def step(self, number: int) -> torch.Tensor:
         """One optimiser step; the counts of the whole batch [ability, 4]."""
         settings, shared = self.settings, self.shared
+        if number == settings.steps:
+            self.optimisers = self._fresh()
         share_ = 1.0 if number < settings.drill_steps else settings.drill_share
         for shard in self.shards:
             drawn = batch(
@@ -100,6 +106,7 @@ class Trainer:
                 settings.shard_sequences,
                 drill_share=share_,
                 key=(settings.seed, number, shard),
+                lowest_round=settings.lowest_round(number),
             )
             shared.counts[shard] = self._backward(drawn)
             torch.cat([_gradient(p).flatten() for p in self.parameters], out=shared.gradients[shard])
@@ -112,9 +119,7 @@ class Trainer:
         sizes = [p.numel() for p in self.parameters]
         for parameter, gradient in zip(self.parameters, torch.split(total, sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
-        self.optimisers.step(
-            rate_factor(number, settings.steps, n_warmup=settings.warmup_steps, decay_share=settings.decay_share)
-        )
+        self.optimisers.step(settings.rate(number))
         counts = shared.counts.sum(0)
         # Only now may the others overwrite what was read here.
         shared.barrier.wait(BARRIER_SECONDS)
@@ -179,7 +184,7 @@ def _follow(settings: SeedSettings, rank: int, n_workers: int, shared: Shared, s
     torch.set_num_threads(1)
     trainer = Trainer(settings, rank, n_workers, shared)
     done = state.load(Path(saved), trainer.model, trainer.optimisers)[0] if saved else 0
-    for number in range(done, settings.steps):
+    for number in range(done, settings.all_steps):
         trainer.step(number)
 
 
@@ -246,14 +251,14 @@ def _lead(
     saved = work / f"{state.fingerprint(settings, trainer.encoder, trainer.domains)[:16]}.pt"
     done, told = state.load(saved, trainer.model, trainer.optimisers) if saved.exists() else (0, None)
     if done:
-        print(f"going on from step {done} of {settings.steps}", file=sys.stderr, flush=True)
+        print(f"going on from step {done} of {settings.all_steps}", file=sys.stderr, flush=True)
     others = _followers(settings, n_workers, trainer.shared, str(saved) if done else "")
-    curve = Curve(settings.steps, told, done)
+    curve = Curve(settings.all_steps, told, done)
     number = done
     try:
-        for number in range(done, settings.steps):
+        for number in range(done, settings.all_steps):
             curve.add(trainer.step(number))
-            last = number + 1 == settings.steps
+            last = number + 1 == settings.all_steps
             if (number + 1) % report_every == 0 or last:
                 curve.tell(number + 1)
             if (number + 1) % save_every == 0 and not last:

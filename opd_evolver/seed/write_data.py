@@ -53,8 +53,8 @@ class Played(NamedTuple):
     success: bool
 
 
-def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
-    """One write prompt of a fresh world, and the right reply."""
+def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 1) -> Conversation:
+    """One write prompt of a fresh world, and the right reply; here facts were of any round from the beginning."""
     world = cv.random_world(domain.spec, rng)
     task = domain.demo(world, rng)
     played = _play(domain, world, task, rng)
