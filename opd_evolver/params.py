@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 
+# (section, key, value that does what was done before the key existed)
+ADDED: tuple[tuple[str, str, Any], ...] = (("policy", "thinking", False),)
+
+
 class Params(Section):
     """All science parameters, and `flows`, which alone enters no key."""
 
@@ -79,8 +83,15 @@ class Params(Section):
     flows: FlowParams = FlowParams()
 
     def science(self) -> dict[str, Any]:
-        """What decides results: everything but `flows`, `rounds` (more rounds extend a run) and the preset's name."""
-        return self.model_dump(mode="json", exclude={"flows", "rounds", "preset"})
+        """What decides results: everything but `flows`, `rounds` (more rounds extend a run) and the preset's name.
+
+        A parameter that came after runs existed counts only where it differs from what was done before.
+        """
+        tree = self.model_dump(mode="json", exclude={"flows", "rounds", "preset"})
+        for section, key, before in ADDED:
+            if tree[section][key] == before:
+                del tree[section][key]
+        return tree
 
     def digest(self) -> str:
         """sha256 of the science parameters; part of every step key."""

@@ -142,7 +142,8 @@ class Reply(Record):
     """What was served: exact token ids in and out, and the log-probability of each reply token (nats).
 
     `token_ids` includes the end token when it was sampled. Text-only endpoints leave the ids and
-    log-probabilities empty: such replies act and write but give no trainable rows.
+    log-probabilities empty: such replies act and write but give no trainable rows. They say how many
+    tokens the server counted; `reasoning` is what its model thought, not said.
     """
 
     text: str
@@ -151,6 +152,9 @@ class Reply(Record):
     prompt_token_ids: tuple[int, ...] = ()
     finish: Literal["stop", "length"] = "stop"
     policy_version: str = ""
+    reasoning: str = ""
+    n_prompt_tokens: int = 0
+    n_reply_tokens: int = 0
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────

@@ -39,14 +39,17 @@ class LoraParams(Section):
 
 
 class PolicyParams(Section):
-    """Which policy evolves. `path` is a folder in Hugging Face form, or `seed` for the one in the package."""
+    """Which policy evolves. `path` is a folder in Hugging Face form, `seed` for the one in the package, or with
+    the backend `endpoint` the id under which the server knows its model.
+    """
 
-    backend: Literal["local", "scripted"] = "local"
+    backend: Literal["local", "scripted", "endpoint"] = "local"
     path: str = "seed"
     dtype: Literal["float32", "bfloat16"] = "float32"
     dialect: Literal["terse"] = "terse"
     max_prompt_tokens: int = Field(768, gt=0)
     threads: int = Field(1, gt=0, description="torch threads of a generating process; changes the last bits")
+    thinking: bool | None = Field(False, description="of an endpoint's model; null leaves it to the server")
 
 
 class EnvironmentParams(Section):

@@ -37,6 +37,16 @@ class Settings(BaseSettings):
         embeddings_batch: most texts of one request.
         embeddings_timeout_s: how long one request may take.
         embeddings_patience_s: how long an endpoint that fails is tried again.
+        endpoint_url: base URL of an OpenAI-compatible server, for `policy.backend: endpoint`.
+        endpoint_api_key: its key; never printed.
+        endpoint_headers: further headers as a JSON object; never printed.
+        endpoint_timeout_s: most seconds of one request.
+        endpoint_patience_s: how long a server that fails is tried again.
+        endpoint_concurrency: requests in flight.
+        endpoint_requests_per_minute: no limit when unset.
+        endpoint_stream: whether replies are read as they come.
+        endpoint_price_prompt: cost of a million prompt tokens.
+        endpoint_price_reply: cost of a million reply tokens.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -56,6 +66,16 @@ class Settings(BaseSettings):
     embeddings_batch: int = Field(32, ge=1, le=2048)
     embeddings_timeout_s: float = Field(60.0, gt=0)
     embeddings_patience_s: float = Field(300.0, ge=0)
+    endpoint_url: str | None = None
+    endpoint_api_key: SecretStr | None = None
+    endpoint_headers: SecretStr | None = None
+    endpoint_timeout_s: float = Field(300.0, gt=0)
+    endpoint_patience_s: float = Field(600.0, ge=0)
+    endpoint_concurrency: int = Field(8, ge=1, le=1024)
+    endpoint_requests_per_minute: float | None = Field(None, gt=0)
+    endpoint_stream: bool = True
+    endpoint_price_prompt: float | None = Field(None, ge=0)
+    endpoint_price_reply: float | None = Field(None, ge=0)
 
 
 def known_names() -> set[str]:

@@ -90,7 +90,7 @@ def test_a_misspelt_override_names_the_nearest_key(key: str, nearest: str) -> No
         ({"fast": 3}, "`fast` = 3"),
         ({"memory": {"alpha": float("nan")}}, "`memory.alpha` = nan"),
         ({"slow": {"learning_rate": float("inf")}}, "`slow.learning_rate` = inf"),
-        ({"policy": {"backend": "remote"}}, "'local' or 'scripted'"),
+        ({"policy": {"backend": "remote"}}, "'local', 'scripted' or 'endpoint'"),
         ({"environments": {"domains": []}}, "`environments.domains`"),
         ({"slow": {"mixture": {"act": 4, "wirte": 1}}}, "`slow.mixture`.*exactly the keys select, act, write"),
         ({"slow": {"weights": {"act": 1.0}}}, "`slow.weights`.*exactly the keys"),

@@ -26,6 +26,9 @@ VALUES = {
     "OPD_EMBEDDINGS_BATCH": "64",
     "OPD_EMBEDDINGS_TIMEOUT_S": "5",
     "OPD_EMBEDDINGS_PATIENCE_S": "10",
+    "OPD_ENDPOINT_URL": "http://127.0.0.1:8000/v1",
+    "OPD_ENDPOINT_API_KEY": "very-secret-key",
+    "OPD_ENDPOINT_HEADERS": '{"X-Key": "very-secret-key"}',
 }
 
 
@@ -70,8 +73,9 @@ def test_a_wrong_value_names_its_setting(name: str, value: str, monkeypatch: pyt
 
 
 def test_a_secret_is_never_printed(monkeypatch: pytest.MonkeyPatch, opd: Opd) -> None:
-    monkeypatch.setenv("OPD_WEAVIATE_API_KEY", "very-secret-key")
-    monkeypatch.setenv("OPD_EMBEDDINGS_API_KEY", "very-secret-key")
+    for name, value in VALUES.items():
+        if "very-secret-key" in value:
+            monkeypatch.setenv(name, value)
     found = load_settings()
     for text in (repr(found), str(found), found.model_dump_json(), str(found.model_dump())):
         assert "very-secret-key" not in text

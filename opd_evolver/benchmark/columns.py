@@ -84,7 +84,7 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
 def deciding(params: Params) -> dict[str, Any]:
     """The parameters that decide an outcome: those of slow loop, gate and exploration do not."""
     settings = EpisodeSettings.of(params, greedy=True)
-    policy = params.policy.model_dump(mode="json", exclude={"path"})
+    policy = {key: value for key, value in params.science()["policy"].items() if key != "path"}
     return {
         "settings": settings.model_dump(mode="json"),
         "policy": policy,

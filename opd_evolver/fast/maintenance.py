@@ -252,8 +252,8 @@ def _row(
         success=False,
         turns=tuple(turns),
         calls=tuple(calls.records),
-        n_prompt_tokens=sum(len(call.prompt_token_ids) for call in calls.records),
-        n_reply_tokens=sum(len(call.reply_token_ids) for call in calls.records),
+        n_prompt_tokens=calls.n_prompt_tokens,
+        n_reply_tokens=calls.n_reply_tokens,
         policy_version=calls.policy_version or "",
         renderer=RENDERER,
     )

@@ -21,6 +21,8 @@ class Calls:
     seed: int
     records: list[CallRecord] = field(default_factory=list)
     policy_version: str | None = None
+    n_prompt_tokens: int = 0
+    n_reply_tokens: int = 0
 
     def ask(self, ability: Ability, turn: int, prompt: Prompt, sampling: Sampling) -> Call:
         """Yield one request, log what was served and return the reply."""
@@ -34,6 +36,9 @@ class Calls:
                 "one policy version within an episode",
                 "sync the policy between waves only, then `opd resume`",
             )
+        # A text-only policy's tokens are unknown; its server has counted them.
+        self.n_prompt_tokens += len(reply.prompt_token_ids) or reply.n_prompt_tokens
+        self.n_reply_tokens += len(reply.token_ids) or reply.n_reply_tokens
         self.records.append(
             CallRecord(
                 ability=ability,

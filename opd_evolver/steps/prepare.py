@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_evolver import lineage, params
 from opd_evolver.durable import write_text
+from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
@@ -51,6 +52,12 @@ def check(wanted: params.Params) -> None:
     for domain in wanted.environments.domains:
         registry.load(domain, wanted.environments.levels).close()
     open_embedder(wanted.memory.embedder).ready()
+    if wanted.policy.backend == "endpoint":
+        raise SetupError(
+            "policy.backend = endpoint in a co-evolution",
+            "a policy whose weights can be trained: an endpoint acts and writes, but gives no trainable rows",
+            "set policy.backend=local; an endpoint is opened with opd_evolver.policy.registry.open_policy",
+        )
     if wanted.policy.backend == "local":
         from opd_evolver.policy import weights
 
