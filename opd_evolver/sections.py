@@ -29,6 +29,9 @@ ByLevel = _exactly(*LEVELS)
 BySource = _exactly(*ABILITIES, "anchor")
 
 
+DialectName = Literal["terse"]
+
+
 class LoraParams(Section):
     """Paper: r 32, alpha 64, dropout 0.05 on q,k,v,o,gate,up,down."""
 
@@ -46,7 +49,7 @@ class PolicyParams(Section):
     backend: Literal["local", "scripted", "endpoint"] = "local"
     path: str = "seed"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    dialect: Literal["terse"] = "terse"
+    dialect: DialectName = "terse"
     max_prompt_tokens: int = Field(768, gt=0)
     threads: int = Field(1, gt=0, description="torch threads of a generating process; changes the last bits")
     thinking: bool | None = Field(False, description="of an endpoint's model; null leaves it to the server")

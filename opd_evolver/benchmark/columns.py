@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.abilities import dialects
 from opd_evolver.benchmark.protocols import (
     EMPTY,
     Bench,
@@ -91,7 +91,7 @@ def deciding(params: Params) -> dict[str, Any]:
         "embedder": params.memory.embedder,
         "batch": params.benchmark.batch_rollouts,
         "maintain": [params.fast.maintain_every_tasks, params.fast.maintain_max_steps],
-        "renderer": RENDERER,
+        "renderer": dialects.of(params.policy.dialect).renderer,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
-from opd_evolver.abilities import select, write
+from opd_evolver.abilities import dialects
 from opd_evolver.benchmark import maintain_probe
 from opd_evolver.benchmark import probe_cases as cases
 from opd_evolver.benchmark.statistics import Outcome, Unit
@@ -91,6 +91,7 @@ class Prober:
         self.settings = base.model_copy(update={"candidates": MAX_PLACED, "max_selected": MAX_PLACED})
         self.batch = params.benchmark.batch_rollouts
         self.count = policy_count(self.settings.budget_unit, policy)
+        self.speak = dialects.of(params.policy.dialect)
         self.homes: dict[str, Level] = {}
         self.domains = [name for name in params.environments.domains if can_probe(environments, name)]
         if not self.domains:
@@ -151,12 +152,13 @@ class Prober:
         made: list[cases.SelectCase] = self._each(cases.select_case)
         budget = self.settings.candidate_token_budget
         prompts = [
-            select.prompt(case.task.text, case.candidates, token_budget=budget, count=self.count) for case in made
+            self.speak.select.prompt(case.task.text, case.candidates, token_budget=budget, count=self.count)
+            for case in made
         ]
         replies = self._ask("select", made, prompts, self.settings.select_sampling)
         units = []
         for case, reply in zip(made, replies, strict=True):
-            chosen = select.parse(reply.text, len(case.candidates), self.params.memory.max_selected)
+            chosen = self.speak.select.parse(reply.text, len(case.candidates), self.params.memory.max_selected)
             hits = len(case.right & set(chosen or ()))
             units.append(_unit(case.task, 2.0 * hits, float(len(case.right) + len(chosen or ()))))
         return tuple(units)
@@ -175,13 +177,13 @@ class Prober:
         replies = self._ask("write", made, prompts, self.settings.write_sampling)
         limit = self.settings.write_limit
         return tuple(
-            _unit(case.task, float(_is_exact(case, reply, limit)), 1.0)
+            _unit(case.task, float(_is_exact(self.speak.write, case, reply, limit)), 1.0)
             for case, reply in zip(made, replies, strict=True)
         )
 
     def _write_prompt(self, case: cases.WriteCase, hindsight: bool) -> Prompt:
-        hint = write.hindsight(case.revealed, _all_helped(case.revealed), 0.0) if hindsight else None
-        return write.prompt(
+        hint = self.speak.write.hindsight(case.revealed, _all_helped(case.revealed), 0.0) if hindsight else None
+        return self.speak.write.prompt(
             case.task.text,
             case.turns,
             case.replies,
@@ -225,7 +227,7 @@ def _all_helped(entries: Sequence[Entry]) -> dict[str, Attribution]:
     }
 
 
-def _is_exact(case: cases.WriteCase, reply: Reply, limit: int) -> bool:
+def _is_exact(write: dialects.Write, case: cases.WriteCase, reply: Reply, limit: int) -> bool:
     written = write.parse(reply.text, limit=limit, task_text=case.task.text, turns=case.turns)
     # A trajectory is written by its one word: the harness adds what it holds.
     wanted = {write.written_form(entry.content) for entry in case.revealed}

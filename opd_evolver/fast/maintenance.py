@@ -12,9 +12,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from opd_evolver.abilities import act, maintain
-from opd_evolver.abilities.dialect import RENDERER
-from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Notes
+from opd_evolver.abilities import dialects
+from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Command, Notes
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.committer import maintenance_due, maintenance_key
 from opd_evolver.fast.redundancy import first_shown
@@ -23,7 +22,7 @@ from opd_evolver.memory import rivals
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import Memory, entry_of
-from opd_evolver.params import Params
+from opd_evolver.params import DialectName, Params
 from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import (
     Candidate,
@@ -61,6 +60,7 @@ class MaintenanceSettings(Record):
     """Budgets and sampling of a maintenance episode."""
 
     seed: int
+    dialect: DialectName = "terse"
     max_steps: int
     shown: int
     alpha: float
@@ -74,6 +74,7 @@ class MaintenanceSettings(Record):
         fast, memory = params.fast, params.memory
         return cls(
             seed=params.seed,
+            dialect=params.policy.dialect,
             max_steps=fast.maintain_max_steps,
             shown=memory.candidates,
             alpha=memory.alpha,
@@ -116,7 +117,7 @@ class _Desk:
     operations: list[MemoryOperation] = field(default_factory=list)
     created: list[Entry] = field(default_factory=list)
 
-    def apply(self, command: maintain.Command) -> str:
+    def apply(self, command: Command) -> str:
         """The answer to one command; what cannot be done is an error and changes nothing."""
         if command.kind == "lookup":
             return self._lookup(command.query)
@@ -144,12 +145,12 @@ class _Desk:
     def _show(self, entries: list[Entry]) -> str:
         if not entries:
             return NOTHING
-        budget = self.settings.entry_token_budget
-        listed = maintain.listing(entries, len(self.shown) + 1, token_budget=budget, count=self.count, notes=self.notes)
+        speak, budget = dialects.of(self.settings.dialect).maintain, self.settings.entry_token_budget
+        listed = speak.listing(entries, len(self.shown) + 1, token_budget=budget, count=self.count, notes=self.notes)
         self.shown += entries
         return f"found {listed}"
 
-    def _merge(self, command: maintain.Command, chosen: list[Entry]) -> str:
+    def _merge(self, command: Command, chosen: list[Entry]) -> str:
         if command.content is None or len({(entry.domain, entry.scope) for entry in chosen}) > 1:
             return ERROR
         merged = entry_of(
@@ -205,16 +206,17 @@ def maintenance(
     calls = Calls(name, wave.round, settings.seed)
     domains = tuple(sorted({entry.domain for entry in live}))
     told = rivals.notes(live)
+    speak = dialects.of(settings.dialect)
     desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains, count, told)
-    first = maintain.first_message(
+    first = speak.maintain.first_message(
         len(live), first_entries, token_budget=settings.entry_token_budget, count=count, notes=told
     )
     history: list[Message] = []
     turns: list[TurnRecord] = []
     observation = ""
     for turn in range(settings.max_steps):
-        reply = yield from calls.ask("maintain", turn, maintain.prompt(first, history), settings.sampling)
-        command = maintain.parse(reply.text, len(desk.shown))
+        reply = yield from calls.ask("maintain", turn, speak.maintain.prompt(first, history), settings.sampling)
+        command = speak.maintain.parse(reply.text, len(desk.shown))
         unreadable = command.kind == "unreadable"
         result = DONE if command.kind == "finish" else (ERROR if unreadable else desk.apply(command))
         turns.append(
@@ -222,7 +224,7 @@ def maintenance(
         )
         if command.kind == "finish":
             break
-        history += [act.reply_message(reply), maintain.result_message(result)]
+        history += [speak.act.reply_message(reply), speak.maintain.result_message(result)]
         observation = result
     row = _row(wave, name, first_entries, turns, calls, desk)
     return Maintenance(row, tuple(desk.operations), tuple(desk.created), time.perf_counter() - began)
@@ -255,7 +257,7 @@ def _row(
         n_prompt_tokens=calls.n_prompt_tokens,
         n_reply_tokens=calls.n_reply_tokens,
         policy_version=calls.policy_version or "",
-        renderer=RENDERER,
+        renderer=dialects.of(desk.settings.dialect).renderer,
     )
 
 

@@ -12,8 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from opd_evolver.abilities import act, select, write
-from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.abilities import dialects
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.levels import Count, n_words
@@ -113,6 +112,7 @@ def _select(
     if not found:
         return Selection()
     entries = [entry for entry, _ in found]
+    select = dialects.of(settings.dialect).select
     asked = select.prompt(rollout.task.text, entries, token_budget=settings.candidate_token_budget, count=count)
     reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
     places = select.parse(reply.text, len(entries), settings.max_selected)
@@ -134,6 +134,7 @@ def _act(
     count: Count,
     sandbox: tools.SandboxSource,
 ) -> Generator[GenerationRequest, Reply, Played]:
+    act = dialects.of(settings.dialect).act
     observation = env.reset(rollout.task)
     budget = settings.entry_token_budget
     first = act.first_message(rollout.task.text, observation, injected, token_budget=budget, count=count)
@@ -179,7 +180,7 @@ def _write(
 ) -> Generator[GenerationRequest, Reply, tuple[tuple[Proposal, ...], tuple[str, ...]]]:
     if not settings.write or settings.write_limit == 0:
         return (), ()
-    task = rollout.task
+    task, write = rollout.task, dialects.of(settings.dialect).write
     asked = write.prompt(
         task.text,
         played.turns,
@@ -206,7 +207,7 @@ def _write(
     return proposals, written.rejected
 
 
-def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls) -> LedgerRow:
+def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls, renderer: str) -> LedgerRow:
     task = rollout.task
     return LedgerRow(
         rollout_id=rollout.rollout_id,
@@ -233,7 +234,7 @@ def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls) -
         n_prompt_tokens=calls.n_prompt_tokens,
         n_reply_tokens=calls.n_reply_tokens,
         policy_version=calls.policy_version or "",
-        renderer=RENDERER,
+        renderer=renderer,
     )
 
 
@@ -269,7 +270,7 @@ def episode(
     played = yield from _act(rollout, env, selection.injected, settings, calls, count, sandbox)
     proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls, count)
     return Episode(
-        row=_row(rollout, selection, played, calls),
+        row=_row(rollout, selection, played, calls, dialects.of(settings.dialect).renderer),
         proposals=proposals,
         rejected=rejected,
         seconds=time.perf_counter() - began,

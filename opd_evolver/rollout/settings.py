@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from opd_evolver.params import Params
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from opd_evolver.params import DialectName, Params
 from opd_evolver.records import Record, Sampling, Task
 from opd_evolver.rollout.budget import Unit
 
@@ -15,6 +19,7 @@ class EpisodeSettings(Record):
     """
 
     seed: int
+    dialect: DialectName = "terse"
     read: bool = True
     write: bool = True
     candidates: int
@@ -30,6 +35,14 @@ class EpisodeSettings(Record):
     select_sampling: Sampling
     act_sampling: Sampling
     write_sampling: Sampling
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys of micro-batches and columns that were made when all spoke `terse` stay as they were."""
+        tree: dict[str, Any] = dump(self)
+        if self.dialect == "terse":
+            del tree["dialect"]
+        return tree
 
     @classmethod
     def of(cls, params: Params, *, read: bool = True, write: bool = True, greedy: bool = False) -> EpisodeSettings:
@@ -49,6 +62,7 @@ class EpisodeSettings(Record):
 
         return cls(
             seed=params.seed,
+            dialect=params.policy.dialect,
             read=read,
             write=write,
             candidates=memory.candidates,

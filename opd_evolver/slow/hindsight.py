@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from opd_evolver.abilities import maintain
+from opd_evolver.abilities import dialects
 from opd_evolver.abilities.dialect import verdict
+from opd_evolver.abilities.maintain import ERROR
 from opd_evolver.errors import CorruptionError
 from opd_evolver.memory.confirm import Confirmations, as_read
 from opd_evolver.memory.levels import Count
@@ -64,6 +65,11 @@ class Hindsight:
         """V(m), None without evidence."""
         found = self.attributions.get(entry_id)
         return None if found is None else found.value
+
+    @property
+    def speak(self) -> dialects.Dialect:
+        """How the prompts were worded when they were served."""
+        return dialects.of(self.params.policy.dialect)
 
     @property
     def budget(self) -> int:
@@ -125,10 +131,10 @@ def good_maintenance(
     """
     good = []
     for turn in row.turns:
-        command = maintain.parse(turn.action, len(shown))
+        command = known.speak.maintain.parse(turn.action, len(shown))
         chosen = [shown[place].entry_id for place in command.places]
         gone = [entry_id for entry_id in chosen if entry_id not in row.created]
-        if not gone or turn.result == maintain.ERROR:
+        if not gone or turn.result == ERROR:
             continue
         if all(
             entry_id in redundant or verdict(known.attributions.get(entry_id), known.threshold) == "down"

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from opd_evolver.abilities import act, maintain, select, write
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.confirm import Confirmations
 from opd_evolver.memory.rivals import duplicates
@@ -153,10 +152,10 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
     for call in calls_of(row, "select"):
         shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
         student = known.encode(
-            select.prompt(row.task_text, shown, token_budget=known.candidate_budget, count=known.count)
+            known.speak.select.prompt(row.task_text, shown, token_budget=known.candidate_budget, count=known.count)
         ).token_ids
         _as_served(row, call, student)
-        marks = select.hindsight(shown, known.attributions, known.threshold)
+        marks = known.speak.select.hindsight(shown, known.attributions, known.threshold)
         if marks is None:
             yield "select: no candidate has evidence"
             continue
@@ -164,7 +163,9 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
             yield TOO_LONG.format("select")
             continue
         teacher = known.encode(
-            select.prompt(row.task_text, shown, token_budget=known.candidate_budget, count=known.count, hindsight=marks)
+            known.speak.select.prompt(
+                row.task_text, shown, token_budget=known.candidate_budget, count=known.count, hindsight=marks
+            )
         )
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
 
@@ -183,7 +184,7 @@ def act_hint(good: Sequence[Entry], won: Turns, known: Hindsight) -> Segment | s
     if not good and not won:
         return "act: neither a helpful entry nor a successful trajectory"
     while good or won:
-        hint = act.hindsight(good, won, token_budget=known.budget, count=known.count)
+        hint = known.speak.act.hindsight(good, won, token_budget=known.budget, count=known.count)
         if hint is not None and _fits(hint, known):
             return hint
         middle = len(won) // 2
@@ -205,21 +206,24 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
     opening = row.turns[0].observation
 
     def first(shown: Sequence[Entry], hindsight: Segment | None) -> Message:
-        return act.first_message(
+        return known.speak.act.first_message(
             row.task_text, opening, shown, token_budget=known.budget, count=known.count, hindsight=hindsight
         )
 
     history: list[Message] = []
     for call, turn in zip(calls, row.turns, strict=True):
-        served = known.encode(act.prompt(first(memories, None), history))
+        served = known.encode(known.speak.act.prompt(first(memories, None), history))
         _as_served(row, call, served.token_ids)
-        student = known.encode(act.prompt(first((), None), history))
-        teacher = known.encode(act.prompt(first((), hint), history))
+        student = known.encode(known.speak.act.prompt(first((), None), history))
+        teacher = known.encode(known.speak.act.prompt(first((), hint), history))
         example, outcome = _example(row, call, student.token_ids, teacher, known.params.fast.act_max_new_tokens)
         if served.n_dropped or student.n_dropped:
             cut.add(example.example_id)
         yield example, outcome
-        history += [act.reply_message(call.reply_token_ids, call.reply_text), act.observation_message(turn.result)]
+        history += [
+            known.speak.act.reply_message(call.reply_token_ids, call.reply_text),
+            known.speak.act.observation_message(turn.result),
+        ]
 
 
 def _write(row: LedgerRow, known: Hindsight) -> Made:
@@ -231,7 +235,7 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
 
         def prompt(hindsight: Segment | None) -> EncodedPrompt:
             return known.encode(
-                write.prompt(
+                known.speak.write.prompt(
                     row.task_text,
                     row.turns,
                     replies,
@@ -246,7 +250,7 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
 
         student = prompt(None).token_ids
         _as_served(row, call, student)
-        marks = write.hindsight(written, known.attributions, known.threshold)
+        marks = known.speak.write.hindsight(written, known.attributions, known.threshold)
         if marks is None:
             yield "write: nothing written, or no evidence for it yet"
             continue
@@ -264,7 +268,7 @@ def _maintain(row: LedgerRow, known: Hindsight) -> Made:
     shown = [known.entry(candidate.entry_id, row) for candidate in row.candidates]
     twice = duplicates(shown)
     past = good_maintenance(row, shown, known, twice)
-    marks = maintain.hindsight(shown, known.attributions, twice, known.threshold, past)
+    marks = known.speak.maintain.hindsight(shown, known.attributions, twice, known.threshold, past)
     reason = "maintain: no shown entry has evidence" if marks is None else ""
     if marks is not None and not _fits(marks, known):
         reason = TOO_LONG.format("maintain")
@@ -273,7 +277,7 @@ def _maintain(row: LedgerRow, known: Hindsight) -> Made:
             yield reason
         return
     # Usage counts have moved on since, so the hint is put into the served prompts, not into new ones.
-    bare = known.encode(maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
+    bare = known.encode(known.speak.maintain.prompt(Message(role="user", segments=(Segment(text="maintain"), marks))))
     start, end = bare.hindsight_spans[0]
     cut = len(calls[0].prompt_token_ids) - (len(bare.token_ids) - end)
     opening, hint = calls[0].prompt_token_ids[:cut], bare.token_ids[start:end]
