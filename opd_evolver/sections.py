@@ -29,7 +29,7 @@ ByLevel = _exactly(*LEVELS)
 BySource = _exactly(*ABILITIES, "anchor")
 
 
-DialectName = Literal["terse"]
+DialectName = Literal["terse", "instruct"]
 
 
 class LoraParams(Section):

@@ -127,7 +127,7 @@ def tiny_llama(folder: Path, seed: int = 0) -> Path:
     return _saved(LlamaForCausalLM, config, tokenizer, folder, seed)
 
 
-def tiny_lfm2(folder: Path, seed: int = 0, width: int = 32) -> Path:
+def tiny_lfm2(folder: Path, seed: int = 0, width: int = 32, positions: int = 2048) -> Path:
     """Lfm2, conv conv attn conv attn, as the seed policy; a template that refuses a system role."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -139,7 +139,7 @@ def tiny_lfm2(folder: Path, seed: int = 0, width: int = 32) -> Path:
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=2048,
+        max_position_embeddings=positions,
         conv_L_cache=3,
         block_auto_adjust_ff_dim=False,
         layer_types=["conv", "conv", "full_attention", "conv", "full_attention"],

@@ -69,11 +69,13 @@ def spoilt(prompt: Prompt, request: GenerationRequest) -> str:
     return "nonsense" if prompt.ability == "maintain" else agent(prompt, request)
 
 
-def play(folder: Path, responder: Responder = spoilt, **overrides: Any) -> Played:
+def play(folder: Path, responder: Responder = spoilt, positions: int = 2048, **overrides: Any) -> Played:
     """One epoch of sql tasks of two families, so that facts recur."""
     settings = {"environments__domains": ["sql"], "fast__tasks_per_domain": 40, "fast__rollouts_per_task": 4}
     params = small(**{**settings, "fast__wave_tasks": 8, "fast__microbatch_rollouts": 32, **overrides})
-    local = LocalPolicy.load(tiny_lfm2(folder / "policy"), max_prompt_tokens=params.policy.max_prompt_tokens)
+    local = LocalPolicy.load(
+        tiny_lfm2(folder / "policy", positions=positions), max_prompt_tokens=params.policy.max_prompt_tokens
+    )
     many = registry.load("sql", ("tip",)).tasks("deploy-train", 6 * params.fast.tasks_per_domain)
     families = {task.family for task in many[:2]}
     tasks = [task for task in many if task.family in families]

@@ -1,8 +1,8 @@
 """How the abilities are worded. Whoever renders a prompt or parses a reply asks here and does not know which it got.
 
-`terse` is what the seed policy speaks: the modules of this package. Each dialect has one file per ability that
-satisfies the protocol below; student, teacher and service all go through the same one, so prompts stay
-token-identical outside the hindsight whatever the dialect.
+`terse` is what the seed policy speaks: the modules of this package. `instruct` is what chat models get: instruct/.
+Each dialect has one file per ability that satisfies the protocols below; student, teacher and service all go
+through the same one, so prompts stay token-identical outside the hindsight whatever the dialect.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from typing import NamedTuple, Protocol
 
 from opd_evolver.abilities import act, maintain, select, write
 from opd_evolver.abilities.dialect import RENDERER
+from opd_evolver.abilities.instruct import act as instruct_act
+from opd_evolver.abilities.instruct import maintain as instruct_maintain
+from opd_evolver.abilities.instruct import select as instruct_select
+from opd_evolver.abilities.instruct import wording
+from opd_evolver.abilities.instruct import write as instruct_write
 from opd_evolver.abilities.maintain import Command, Notes
 from opd_evolver.abilities.write import Written
 from opd_evolver.memory.levels import Count
@@ -151,8 +156,9 @@ class Dialect(NamedTuple):
 
 
 TERSE = Dialect(RENDERER, select, act, write, maintain)
+INSTRUCT = Dialect(wording.RENDERER, instruct_select, instruct_act, instruct_write, instruct_maintain)
 
 
 def of(name: DialectName) -> Dialect:
     """The dialect that `policy.dialect` names."""
-    return {"terse": TERSE}[name]
+    return {"terse": TERSE, "instruct": INSTRUCT}[name]

@@ -11,7 +11,7 @@ Paper: fast loop step 4 and the write view of the slow loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from opd_evolver.abilities.dialect import HINT, SEPARATOR, entries_text, segment, turns_segments, user, verdict
@@ -104,21 +104,29 @@ def parse(
     success: bool = False,
 ) -> Written:
     """Entries of a reply, at most `limit`; unreadable parts are rejected with their reason, the rest kept."""
+    parts = [words for part in reply.split("|") if (words := part.split()) and words != ["none"]]
+    read = ((_content(words, task_text, turns, episode_return, success), " ".join(words)) for words in parts)
+    return admitted(read, limit)
+
+
+def admitted(proposed: Iterable[tuple[Content | None, str]], limit: int) -> Written:
+    """What of a reply becomes entries, at most `limit`, and why the rest does not.
+
+    Args:
+        proposed: each part of the reply as content (None: unreadable), and as it was said.
+        limit: most entries.
+    """
     contents: list[Content] = []
     rejected: list[str] = []
-    for part in reply.split("|"):
-        words = part.split()
-        if not words or words == ["none"]:
-            continue
-        content = _content(words, task_text, turns, episode_return, success)
+    for content, said in proposed:
         if content is None:
-            rejected.append(f"unreadable: {' '.join(words)[:80]}")
+            rejected.append(f"unreadable: {said[:80]}")
         elif found := fault(content):
             rejected.append(found)
         elif content in contents:
-            rejected.append(f"duplicate: {' '.join(words)[:80]}")
+            rejected.append(f"duplicate: {said[:80]}")
         elif len(contents) >= limit:
-            rejected.append(f"over the limit of {limit}: {' '.join(words)[:80]}")
+            rejected.append(f"over the limit of {limit}: {said[:80]}")
         else:
             contents.append(content)
     return Written(tuple(contents), tuple(rejected))
@@ -139,16 +147,23 @@ def _content(
                 return ToolContent(name=named, language=language, code=body)
             return ToolContent(name=name, language=ACTIONS, code=body)
         return SkillContent(description=name, steps=tuple(step.strip() for step in body.split(";") if step.strip()))
-    if kind == "traj" and not rest and turns:
-        steps = tuple(
-            TrajectoryStep(observation=t.observation, action=t.action, result=t.result, reward=t.reward)
-            for t in _kept(turns)
-        )
-        outcome: Literal["success", "partial", "failure"] = "partial" if episode_return > 0 else "failure"
-        return TrajectoryContent(
-            task=task_text, steps=steps, outcome="success" if success else outcome, episode_return=episode_return
-        )
-    return None
+    return trajectory(task_text, turns, episode_return, success) if kind == "traj" and not rest else None
+
+
+def trajectory(
+    task_text: str, turns: Sequence[TurnRecord], episode_return: float, success: bool
+) -> TrajectoryContent | None:
+    """The episode as an entry; None when nothing was done in it."""
+    if not turns:
+        return None
+    steps = tuple(
+        TrajectoryStep(observation=t.observation, action=t.action, result=t.result, reward=t.reward)
+        for t in _kept(turns)
+    )
+    outcome: Literal["success", "partial", "failure"] = "partial" if episode_return > 0 else "failure"
+    return TrajectoryContent(
+        task=task_text, steps=steps, outcome="success" if success else outcome, episode_return=episode_return
+    )
 
 
 def _kept(turns: Sequence[TurnRecord]) -> Sequence[TurnRecord]:
