@@ -64,6 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
     evaluate.add_argument("--tasks", type=int, default=100, help="tasks a domain (default 100)")
     evaluate.add_argument("--domains", default="sql,apps")
+    trial = _command(commands, "try", "trial:trial", "a few tasks with a policy of yours: all shown, a round estimated")
+    trial.add_argument("--env", required=True, help="environment, see `opd check-env`")
+    trial.add_argument("--policy", required=True, help="`seed`, a folder in Hugging Face form, or an endpoint's URL")
+    trial.add_argument("--model", help="with a URL: the id under which the server knows the model")
+    trial.add_argument("--tasks", type=int, default=3, help="tasks (default 3)")
+    trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu)")
+    trial.add_argument("--dialect", choices=("terse", "instruct"), help="default: terse for seed, else instruct")
+    trial.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
     check = _command(
         commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
     )

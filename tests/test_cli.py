@@ -35,6 +35,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("resume",): ("done",),
     ("rounds",): ("done",),
     ("evaluate",): ("POLICY", "--tasks", "2", "--domains", "sql"),
+    ("try",): ("--env", "sql", "--policy", "POLICY", "--preset", "laptop", "--dialect", "terse", "--tasks", "1"),
     ("check-env",): ("sql", "--tasks", "12"),
     ("memory", "log"): ("--name", "done"),
     ("memory", "show"): ("ENTRY", "--name", "done"),

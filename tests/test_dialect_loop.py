@@ -18,6 +18,8 @@ from opd_evolver.slow.leakage import audit
 from opd_evolver.slow.views import build
 
 INSTRUCT = {"policy.dialect": "instruct"}
+# A whole epoch of long prompts in the tokens of single bytes: half a minute, minutes where others work beside it.
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -133,13 +133,16 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def open_endpoint(model: str, *, thinking: bool | None = False, version: str | None = None) -> EndpointPolicy:
+def open_endpoint(
+    model: str, *, thinking: bool | None = False, version: str | None = None, url: str | None = None
+) -> EndpointPolicy:
     """The endpoint of this site, serving `model`.
 
     Args:
         model: id of the model; what `policy.path` says.
         thinking: see `EndpointPolicy`.
         version: name in ledger rows; None is made of the id.
+        url: another server than the site's.
 
     Raises:
         SetupError: no server is named, or a setting or the id is wrong.
@@ -153,6 +156,8 @@ def open_endpoint(model: str, *, thinking: bool | None = False, version: str | N
             "set policy.path to it; the server's /models lists its models",
         )
     settings = load_settings()
+    if url is not None:
+        settings = settings.model_copy(update={"endpoint_url": url})
     prices = Prices(prompt=settings.endpoint_price_prompt, reply=settings.endpoint_price_reply)
     usage = UsageLedger(model, prices, settings.artifact_root / FILE)
     return EndpointPolicy(model, address(settings), version=version, thinking=thinking, usage=usage)

@@ -1,0 +1,269 @@
+"""A first look at a policy: a few tasks through the real fast loop with a memory of its own, nothing kept.
+
+Shows what was asked and said, what could not be read and what it was worth; and from the tokens and seconds it
+took, what a full round would take. The first thing to run with a model of one's own.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.abilities import dialects
+from opd_evolver.environments import registry
+from opd_evolver.errors import SetupError
+from opd_evolver.fast.epoch import run_epoch
+from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
+from opd_evolver.fast.wave import plan_epoch
+from opd_evolver.memory.store import Memory
+from opd_evolver.params import Params, merge
+from opd_evolver.policy.protocol import EncodedPrompt, Policy, TokenPolicy
+from opd_evolver.records import Ability, GenerationRequest, LedgerRow, Prompt, Record, Reply, Task
+from opd_evolver.rollout.runner import EnvironmentPool, Runner
+from opd_evolver.rollout.settings import EpisodeSettings
+
+BYTES_TRAINED = 16
+"""Per trained parameter in float32: weight, gradient and AdamW's two moments."""
+
+
+LOOKED_AT = 64
+"""Tasks looked at for each one tried."""
+
+
+class Shown(Record):
+    """One call as the policy saw and answered it."""
+
+    ability: Ability
+    prompt: str
+    reply: str
+    reasoning: str
+    finish: str
+    n_prompt_tokens: int
+    n_reply_tokens: int
+
+
+class Tried(Record):
+    """What one task, or the maintenance after all of them, came to; `unreadable` counts replies by ability."""
+
+    task_id: str
+    task_text: str
+    success: bool
+    episode_return: float
+    n_steps: int
+    unreadable: dict[str, int]
+
+
+class Trial(Record):
+    """All of it.
+
+    Attributes:
+        calls: in the order in which they were served.
+        tried: by task, maintenance last.
+        seconds: in generation alone; prompts and replies together make the tokens a second.
+        peak_bytes: most memory of this process, or of its accelerator.
+        round: what a full round of the parameters would take.
+    """
+
+    policy_version: str
+    dialect: str
+    calls: tuple[Shown, ...]
+    tried: tuple[Tried, ...]
+    n_entries: int
+    seconds: float
+    n_prompt_tokens: int
+    n_reply_tokens: int
+    peak_bytes: int
+    round: dict[str, float | None]
+
+
+class _Watched:
+    """Keeps what is asked and answered."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self.version = policy, policy.version
+        self.served: list[tuple[GenerationRequest, Reply]] = []
+        self.seconds = 0.0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
+        """As `Policy.generate`."""
+        began = time.perf_counter()
+        replies = self._policy.generate(requests)
+        self.seconds += time.perf_counter() - began
+        self.served += zip(requests, replies, strict=True)
+        return replies
+
+
+class _WatchedTokens(_Watched):
+    """The same for a policy whose tokens are known."""
+
+    def __init__(self, policy: TokenPolicy) -> None:
+        super().__init__(policy)
+        self._tokens = policy
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """As `TokenPolicy.encode`."""
+        return self._tokens.encode(prompt)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """As `TokenPolicy.decode`."""
+        return self._tokens.decode(token_ids)
+
+
+def run(policy: Policy, environment: str, n_tasks: int, params: Params) -> Trial:
+    """Try a policy.
+
+    Args:
+        policy: any.
+        environment: name of an environment.
+        n_tasks: tasks of deploy-train and one scope, one rollout each; later ones read what earlier ones wrote.
+        params: budgets, dialect, and the size of the round that is estimated.
+
+    Raises:
+        SetupError: no such environment, or it has no tasks.
+        OutageError: an engine or an endpoint stayed down.
+    """
+    small = merge(
+        params,
+        {
+            "environments.domains": [environment],
+            "memory.store": "embedded",
+            "fast.tasks_per_domain": n_tasks,
+            "fast.rollouts_per_task": 1,
+            "fast.wave_tasks": 1,
+            "fast.maintain_every_tasks": n_tasks,
+        },
+        "opd try",
+    )
+    watched = _WatchedTokens(policy) if isinstance(policy, TokenPolicy) else _Watched(policy)
+    load = registry.loader(small.environments.levels)
+    with tempfile.TemporaryDirectory(prefix="opd-try-") as folder, EnvironmentPool(load) as pool:
+        with pool.lend(environment) as env:
+            tasks = _related(env.tasks("deploy-train", LOOKED_AT * n_tasks), n_tasks)
+        if not tasks:
+            raise SetupError(f"{environment} has no deploy-train tasks", "at least one", "choose another --env")
+        with Memory.open(Path(folder) / "live", small.memory) as memory:
+            runner = Runner(watched, pool, memory, EpisodeSettings.of(small), outage_retries=small.fast.outage_retries)
+            run_epoch(memory, plan_epoch(small, 1, {environment: tasks}), runner, MaintenanceSettings.of(small))
+            rows, n_entries = list(memory.ledger.rows()), len(memory.entries())
+    return _trial(policy, watched, rows, n_entries, params, small)
+
+
+def _related(tasks: Sequence[Task], n: int) -> list[Task]:
+    """The first task and others of its scope, so that what is written can be read; of other scopes where they end."""
+    return sorted(tasks, key=lambda task: task.scope != tasks[0].scope)[:n]
+
+
+def _trial(
+    policy: Policy, watched: _Watched, rows: Sequence[LedgerRow], n_entries: int, params: Params, small: Params
+) -> Trial:
+    calls = tuple(_shown(policy, request, reply) for request, reply in watched.served)
+    ordered = sorted(rows, key=lambda row: row.group == GROUP)
+    return Trial(
+        policy_version=watched.version,
+        dialect=small.policy.dialect,
+        calls=calls,
+        tried=tuple(_tried(row, small) for row in ordered),
+        n_entries=n_entries,
+        seconds=round(watched.seconds, 3),
+        n_prompt_tokens=sum(call.n_prompt_tokens for call in calls),
+        n_reply_tokens=sum(call.n_reply_tokens for call in calls),
+        peak_bytes=_peak_bytes(policy),
+        round=_round(calls, watched.seconds, sum(row.group != GROUP for row in rows), policy, params),
+    )
+
+
+def _shown(policy: Policy, request: GenerationRequest, reply: Reply) -> Shown:
+    return Shown(
+        ability=request.prompt.ability,
+        prompt=_rendered(policy, request.prompt, reply),
+        reply=reply.text,
+        reasoning=reply.reasoning,
+        finish=reply.finish,
+        n_prompt_tokens=len(reply.prompt_token_ids) or reply.n_prompt_tokens,
+        n_reply_tokens=len(reply.token_ids) or reply.n_reply_tokens,
+    )
+
+
+def _rendered(policy: Policy, prompt: Prompt, reply: Reply) -> str:
+    """The prompt as served, template and all; an endpoint's by its messages."""
+    tokenizer: Any = getattr(policy, "tokenizer", None)
+    if tokenizer is not None and reply.prompt_token_ids:
+        return str(tokenizer.decode(list(reply.prompt_token_ids), skip_special_tokens=False))
+    return "\n".join(
+        f"[{message.role}]\n" + " ".join(segment.text for segment in message.segments if segment.text)
+        for message in prompt.messages
+    )
+
+
+def _tried(row: LedgerRow, params: Params) -> Tried:
+    speak = dialects.of(params.policy.dialect)
+    unreadable = {"select": int(row.select_fallback), "act": 0, "write": 0, "maintain": 0}
+    unreadable["maintain" if row.group == GROUP else "act"] = sum(not turn.parsed for turn in row.turns)
+    for call in row.calls:
+        if call.ability == "write":
+            made = speak.write.parse(
+                call.reply_text,
+                limit=params.fast.write_limit,
+                task_text=row.task_text,
+                turns=row.turns,
+                episode_return=row.episode_return,
+                success=row.success,
+            )
+            unreadable["write"] += bool(made.rejected)
+    return Tried(
+        task_id=row.task_id,
+        task_text=row.task_text,
+        success=row.success,
+        episode_return=row.episode_return,
+        n_steps=len(row.turns),
+        unreadable=unreadable,
+    )
+
+
+def _round(
+    calls: Sequence[Shown], seconds: float, n_rollouts: int, policy: Policy, params: Params
+) -> dict[str, float | None]:
+    """The fast loop of a full round, by what was measured; what is trained is counted without activations."""
+    fast = params.fast
+    wanted = fast.tasks_per_domain * len(params.environments.domains) * fast.rollouts_per_task
+    share = wanted / max(1, n_rollouts)
+    trained, served = _parameters(policy, params)
+    return {
+        "rollouts": float(wanted),
+        "seconds_one_by_one": round(seconds * share, 1),
+        "prompt_tokens": round(sum(call.n_prompt_tokens for call in calls) * share),
+        "reply_tokens": round(sum(call.n_reply_tokens for call in calls) * share),
+        "training_bytes_without_activations": None if trained is None else float(served + BYTES_TRAINED * trained),
+    }
+
+
+def _parameters(policy: Policy, params: Params) -> tuple[int | None, int]:
+    """How many parameters would be trained (None: an endpoint), and the bytes of those that are only served."""
+    model: Any = getattr(policy, "model", None)
+    if model is None or not hasattr(model, "parameters"):
+        return None, 0
+    held = sum(one.numel() * one.element_size() for one in model.parameters())
+    if params.slow.adapter == "full":
+        return sum(one.numel() for one in model.parameters()), 0
+    targets = params.slow.lora.targets
+    shapes = [
+        module.weight.shape
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and getattr(module, "weight", None) is not None
+    ]
+    return params.slow.lora.r * sum(int(sum(shape)) for shape in shapes), held
+
+
+def _peak_bytes(policy: Policy) -> int:
+    model: Any = getattr(policy, "model", None)
+    if model is not None and getattr(getattr(model, "device", None), "type", "") == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,81 @@
+"""`opd try`: everything shown, nothing kept, and an estimate made of what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chat_server import ChatServer, Exchange, serving
+from conftest import Opd
+
+
+def chat(exchange: Exchange) -> None:
+    """A chat model that means well: acts by guessing, writes one tip, and once talks nonsense."""
+    asked = exchange.body["messages"][0]["content"]
+    if asked.startswith("You choose"):
+        exchange.good('{"use": ["m1"]}')
+    elif asked.startswith("You are an agent"):
+        exchange.good("Thought: a guess\nAction: select count ( * ) from jobs where state = 4")
+    elif asked.startswith("You reflect"):
+        exchange.good('{"entries": [{"level": "tip", "trigger": "late", "text": "4"}, {"level": "hunch"}]}')
+    else:
+        exchange.good("hm" if len(exchange.body["messages"]) == 2 else '{"command": "finish"}')
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tried(opd: Opd, server: ChatServer, *more: str) -> str:
+    said = opd("try", "--env", "sql", "--policy", server.url, "--model", "m", "--tasks", "2", *more)
+    assert said.code == 0, said.err
+    return said.out
+
+
+def test_an_endpoint_is_tried_in_all_four_abilities(opd: Opd, elsewhere: Path) -> None:
+    with serving(chat) as server:
+        tree = json.loads(tried(opd, server, "--json"))
+    abilities = [call["ability"] for call in tree["calls"]]
+    assert set(abilities) == {"select", "act", "write", "maintain"} and tree["dialect"] == "instruct"
+    assert len(server.seen) == len(abilities) and server.seen[0].body["model"] == "m"
+    assert (tree["n_prompt_tokens"], tree["n_reply_tokens"]) == (11 * len(abilities), 7 * len(abilities))
+    first, second, kept = tree["tried"]
+    assert first["unreadable"] == second["unreadable"] == {"select": 0, "act": 0, "write": 1, "maintain": 0}
+    assert kept["unreadable"]["maintain"] == 1 and tree["n_entries"] >= 1
+    full = tree["round"]
+    assert full["rollouts"] == 200 * 8 and full["training_bytes_without_activations"] is None
+    assert full["prompt_tokens"] == 11 * len(abilities) * 200 * 8 // 2
+    # Nothing is kept but the ledger of what was paid for.
+    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["endpoint-usage.jsonl"]
+
+
+def test_the_report_shows_prompts_replies_and_the_estimate(opd: Opd, elsewhere: Path) -> None:
+    with serving(chat) as server:
+        text = tried(opd, server, "--dialect", "instruct", "--set", "fast.rollouts_per_task=1")
+    for said in ("[system]\nYou are an agent", "Action: select count", "Task: ", "[m1] tip for", "── reply ──"):
+        assert said in text
+    assert "a full fast loop: 200 rollouts, about" in text and "an endpoint cannot be trained" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--policy", "http://h/v1"), "without a model"),
+        (("--policy", "seed", "--model", "m"), "leave --model out"),
+        (("--policy", "seed", "--tasks", "0"), "at least 1"),
+        (("--policy", "nowhere"), "no folder nowhere"),
+        (("--policy", "seed", "--set", "fast.max_step=1"), "did you mean `fast.max_steps`"),
+    ],
+)
+def test_wrong_calls_say_what_mends_them(opd: Opd, elsewhere: Path, arguments: tuple[str, ...], said: str) -> None:
+    found = opd("try", "--env", "sql", *arguments)
+    assert found.code == 2 and said in found.err
+
+
+def test_an_unknown_environment_is_named(opd: Opd, elsewhere: Path) -> None:
+    with serving(chat) as server:
+        found = opd("try", "--env", "sqll", "--policy", server.url, "--model", "m")
+    assert found.code == 2 and "sqll" in found.err and not server.seen
