@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -14,10 +16,17 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments.apps import Apps
 from opd_evolver.environments.sql import Sql
 from opd_evolver.environments.tasks import subs_of
-from opd_evolver.records import SPLITS, Task
+from opd_evolver.records import LEVELS, SPLITS, Level, Task
+from tests.task_worlds import DOMAINS, AnyDomain, each_domain, n_played
 
-DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
-both = pytest.mark.parametrize("make", DOMAINS)
+ALL_LEVELS: tuple[Level, ...] = ("tip", "skill", "tool", "trajectory")
+# sha256 of the first 200 tasks of every split.
+FIRST_TASKS = [
+    (Sql, cv.TIPS_ONLY, "f9519a5add590a81d6ac68f58387a7eb8e20de043f6d4be8307c638148bfad45"),
+    (Sql, ALL_LEVELS, "8a9703dc2d8aa46a17fd7930d5e25ad98b246c75573ba322a0da869d079c41a9"),
+    (Apps, cv.TIPS_ONLY, "460988de6c4057be25e76edf09936e85d27cd3de30ce1861e5a661c615d4c85f"),
+    (Apps, ALL_LEVELS, "0220f763877471b138856e3386c381e103ef0ad0f46755eae9b0934fb8b86b79"),
+]
 
 
 # ── names and worlds ──
@@ -26,7 +35,7 @@ both = pytest.mark.parametrize("make", DOMAINS)
 def test_names_are_unambiguous_and_no_word_of_the_dialect() -> None:
     words = {*dialect.WORDS}
     for make in DOMAINS:
-        words |= {word for word in make().words() if word not in {*cv.FIRST, *cv.SECOND}}
+        words |= {word for word in make(levels=LEVELS).words() if word not in {*cv.FIRST, *cv.SECOND}}
     assert not words & {*cv.FIRST, *cv.SECOND}
     assert not set(cv.FIRST) & set(cv.SECOND)
     names = [a + b for a in cv.FIRST for b in cv.SECOND]
@@ -36,13 +45,18 @@ def test_names_are_unambiguous_and_no_word_of_the_dialect() -> None:
 
 
 def test_domains_share_no_word_that_carries_a_fact() -> None:
-    sql, apps = cv_words(Sql()), cv_words(Apps())
-    assert not sql & apps
-    assert not (sql | apps) & set(dialect.WORDS)
+    found = {make.domain: fact_words(make.spec) for make in DOMAINS}
+    for left, right in itertools.combinations(found.values(), 2):
+        assert not left & right
+    for words in found.values():
+        assert not words & set(dialect.WORDS)
 
 
-def cv_words(environment: Sql | Apps) -> set[str]:
-    return {*environment.spec.keys, *(value for value in environment.spec.values if not value.isdigit())}
+def fact_words(spec: cv.Domain) -> set[str]:
+    words = [*spec.keys, *(value for value in spec.values if not value.isdigit()), *spec.steps]
+    words += [key for one in spec.procedures for key in one.keys]
+    assert len(set(words)) == len(words)
+    return set(words)
 
 
 def test_every_name_belongs_to_one_group_and_seed_holds_six_of_eight() -> None:
@@ -54,8 +68,8 @@ def test_every_name_belongs_to_one_group_and_seed_holds_six_of_eight() -> None:
     assert len(groups["seed"]) / total > 0.7
 
 
-@both
-def test_worlds_are_a_prefix_and_depend_on_the_world_seed(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_worlds_are_a_prefix_and_depend_on_the_world_seed(make: type[AnyDomain]) -> None:
     spec = make.spec
     assert cv.worlds(spec, "novel-test", 5) == cv.worlds(spec, "novel-test", 9)[:5]
     assert cv.worlds(spec, "deploy-train", 12) == cv.worlds(spec, "deploy-test", 12)
@@ -66,17 +80,38 @@ def test_worlds_are_a_prefix_and_depend_on_the_world_seed(make: type[Sql | Apps]
 
 
 def test_deployed_names_of_the_domains_differ() -> None:
+    assert len({make.spec.slot for make in DOMAINS}) == len(DOMAINS)
     for split in ("deploy-test", "novel-val", "novel-test"):
-        assert not {t.scope for t in Sql().tasks(split, 50)} & {t.scope for t in Apps().tasks(split, 50)}
+        for left, right in itertools.combinations(DOMAINS, 2):
+            assert not {t.scope for t in left().tasks(split, 50)} & {t.scope for t in right().tasks(split, 50)}
+
+
+def test_every_slot_has_names_for_all_families() -> None:
+    for group in cv.GROUPS[1:]:
+        counts = Counter(cv.slot_of(name) for name in cv.names(group))
+        assert sorted(counts) == list(range(cv.N_SLOTS))
+        assert min(counts.values()) >= max(n for split, n in cv.N_FAMILIES.items() if split != "seed")
 
 
 # ── tasks ──
 
 
-@both
+@pytest.mark.parametrize(("make", "levels", "digest"), FIRST_TASKS)
+def test_the_first_domains_keep_the_tasks_that_they_began_with(
+    make: type[AnyDomain], levels: tuple[Level, ...], digest: str
+) -> None:
+    """Committed weights and runs were made on these bytes; a domain more must not move them."""
+    environment, found = make(levels=levels), sha256()
+    for split in SPLITS:
+        for task in environment.tasks(split, 200):
+            found.update(task.model_dump_json().encode() + b"\n")
+    assert found.hexdigest() == digest
+
+
+@each_domain
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), world_seed=st.integers(0, 50), n=st.integers(0, 150), more=st.integers(0, 40))
-def test_splits_are_disjoint_prefixes(make: type[Sql | Apps], seed: int, world_seed: int, n: int, more: int) -> None:
+def test_splits_are_disjoint_prefixes(make: type[AnyDomain], seed: int, world_seed: int, n: int, more: int) -> None:
     environment = make(world_seed)
     listed = {split: environment.tasks(split, n + more, seed) for split in SPLITS}
     for split, tasks in listed.items():
@@ -91,8 +126,8 @@ def test_splits_are_disjoint_prefixes(make: type[Sql | Apps], seed: int, world_s
             assert not {t.family for t in listed[left]} & {t.family for t in listed[right]}
 
 
-@both
-def test_tasks_cover_families_and_facts_evenly(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_tasks_cover_families_and_facts_evenly(make: type[AnyDomain]) -> None:
     tasks = make().tasks("deploy-test", 120)
     families = [task.family for task in tasks]
     assert families == families[:12] * 10
@@ -107,8 +142,8 @@ def test_tasks_cover_families_and_facts_evenly(make: type[Sql | Apps]) -> None:
     assert max(asked.values()) - min(asked.values()) <= 1
 
 
-@both
-def test_every_split_has_its_tasks_and_another_seed_draws_others(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_every_split_has_its_tasks_and_another_seed_draws_others(make: type[AnyDomain]) -> None:
     for split in SPLITS:
         assert len(make().tasks(split, 200)) == 200
     assert make().tasks("deploy-train", 60, 0) != make().tasks("deploy-train", 60, 1)
@@ -117,16 +152,18 @@ def test_every_split_has_its_tasks_and_another_seed_draws_others(make: type[Sql 
 # ── seed data ──
 
 
-@both
-def test_demo_tasks_are_real_tasks(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_demo_tasks_are_real_tasks(make: type[AnyDomain]) -> None:
     environment = make()
     rng = cv.generator("demo", environment.domain)
     sizes = []
-    for _ in range(200):
+    for number in range(200):
         world = cv.random_world(environment.spec, rng)
         assert cv.group_of(*cv.syllables(world.scope)) == "seed"
         demo = environment.demo(world, rng)
         sizes.append(len(demo.subs))
+        if number >= n_played(make, 200):
+            continue
         task = Task(
             task_id="demo",
             domain=environment.domain,

@@ -11,17 +11,7 @@ from opd_evolver.environments import sql as sql_module
 from opd_evolver.environments.apps import Apps
 from opd_evolver.environments.sql import Sql, overlap, rows_of
 from opd_evolver.environments.tasks import subs_of
-from opd_evolver.records import Split, Task
-
-
-def task_with(environment: Sql | Apps, n_subs: int, split: Split = "deploy-test") -> Task:
-    return next(task for task in environment.tasks(split, 60) if len(task.gold["subs"]) == n_subs)
-
-
-def wrong_value(environment: Sql | Apps, task: Task, place: int) -> str:
-    sub = subs_of(task)[place]
-    return next(value for value in environment.values(sub.key) if value != task.gold["facts"][sub.key])
-
+from tests.task_worlds import task_with, wrong_value
 
 # ── sql ──
 

@@ -9,50 +9,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_evolver.environments import conventions as cv
-from opd_evolver.environments.apps import Apps
 from opd_evolver.environments.attempts import Asked, Attempts
 from opd_evolver.environments.playing import Choose, bad_actions, play, random_values
+from opd_evolver.environments.procedures import word_at
 from opd_evolver.environments.protocol import Conventions, Environment, Oracle
-from opd_evolver.environments.sql import Sql
-from opd_evolver.environments.tasks import subs_of
-from opd_evolver.records import Split, Task
-
-DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
-both = pytest.mark.parametrize("make", DOMAINS)
+from opd_evolver.environments.tasks import moves_of, subs_of, word_of
+from opd_evolver.records import LEVELS, Level, Task
+from tests.task_worlds import AnyDomain, each_domain, n_played, task_with, wrong_value
 
 
-def task_with(environment: Sql | Apps, n_subs: int, split: Split = "deploy-test") -> Task:
-    return next(task for task in environment.tasks(split, 60) if len(task.gold["subs"]) == n_subs)
-
-
-def expert(environment: Sql | Apps, task: Task) -> Choose:
+def expert(environment: AnyDomain, task: Task) -> Choose:
     return lambda _: environment.oracle(task)
-
-
-def wrong_value(environment: Sql | Apps, task: Task, place: int) -> str:
-    sub = subs_of(task)[place]
-    return next(value for value in environment.values(sub.key) if value != task.gold["facts"][sub.key])
 
 
 # ── episodes ──
 
 
-@both
-def test_implements_the_protocols_and_the_expert_succeeds(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_implements_the_protocols_and_the_expert_succeeds(make: type[AnyDomain]) -> None:
     environment = make()
     assert isinstance(environment, Environment)
     assert isinstance(environment, Oracle)
     assert isinstance(environment, Conventions)
     assert isinstance(environment, cv.Procedural)
-    for task in environment.tasks("novel-test", 100):
+    for task in environment.tasks("novel-test", n_played(make, 100)):
         played = play(environment, task, expert(environment, task))
         assert played.success
         assert played.episode_return == pytest.approx(1.0)
         assert len(played.steps) == len(environment.needed(task))
 
 
-@both
-def test_return_is_the_mean_over_sub_questions_of_the_last_attempt(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_return_is_the_mean_over_sub_questions_of_the_last_attempt(make: type[AnyDomain]) -> None:
     environment = make()
     task = task_with(environment, 2)
     first, second = subs_of(task)
@@ -73,53 +61,56 @@ def test_return_is_the_mean_over_sub_questions_of_the_last_attempt(make: type[Sq
     assert outcome(right[0]) == (0.5, False, False)
 
 
-@both
-def test_observations_are_worded_as_the_seed_data_words_them(make: type[Sql | Apps]) -> None:
-    environment = make()
+def shape(text: str) -> list[str]:
+    """An observation with the engine's number left open."""
+    return ["N" if word.isdigit() and place == 1 else word for place, word in enumerate(text.split())]
+
+
+@each_domain
+@pytest.mark.parametrize("levels", [cv.TIPS_ONLY, LEVELS])
+def test_observations_are_worded_as_the_seed_data_words_them(make: type[AnyDomain], levels: tuple[Level, ...]) -> None:
+    environment = make(levels=levels)
     rng = cv.generator("wording")
-    task = task_with(environment, 2)
-    next_text = f"{task.scope} {environment.spec.phrase(subs_of(task)[1])}"
-    sub = cv.DemoSub(*subs_of(task)[0], text="", next_text=next_text)
-
-    def shape(text: str) -> list[str]:
-        return ["N" if word.isdigit() and place == 1 else word for place, word in enumerate(text.split())]
-
-    environment.reset(task)
-    good = environment.step(environment.oracle(task)).observation
-    assert shape(good) == shape(environment.observation(sub, True, False, rng))
-    assert good.endswith(f" next {next_text}")
-    environment.reset(task)
-    bad = environment.step(environment.action(sub, wrong_value(environment, task, 0))).observation
-    assert shape(bad) == shape(environment.observation(sub, False, False, rng))
-    last = environment.observation(sub, True, True, rng)
-    assert last.split()[0] == "ok"
-    assert "next" not in last
+    for task in environment.tasks("deploy-test", 24):
+        facts = {key: str(value) for key, value in task.gold["facts"].items()}
+        demo = cv.demo_of(environment.spec, cv.World(environment.domain, task.scope, "", facts), subs_of(task))
+        assert demo.text == task.text
+        assert environment.reset(task) == demo.subs[0].again
+        for sub in demo.subs:
+            right = word_at(facts[sub.key], sub.stage)
+            wrong = next(word for word in environment.spec.choices(sub.key) if word != right)
+            missed = environment.step(environment.action(sub, wrong)).observation
+            assert shape(missed) == shape(environment.observation(sub, False, False, rng))
+            step = environment.step(environment.action(sub, right))
+            assert shape(step.observation) == shape(environment.observation(sub, True, not sub.next_text, rng))
+            assert step.observation.partition(" next ")[2] == sub.next_text
+        assert step.info["success"]
+    environment.close()
 
 
-@both
-def test_all_prompt_words_are_announced(make: type[Sql | Apps]) -> None:
-    environment = make()
+@each_domain
+def test_all_prompt_words_are_announced(make: type[AnyDomain]) -> None:
+    environment = make(levels=LEVELS)
     words = set(environment.words())
     seen: set[str] = set()
-    for task in environment.tasks("deploy-train", 60):
+    for task in environment.tasks("deploy-train", n_played(make, 72)):
         played = play(environment, task, random_values(environment, task, repeat=False))
-        sub = subs_of(task)[0]
-        action = environment.action(sub, task.gold["facts"][sub.key])
+        actions = [environment.action(move, word_of(task, move)) for move in moves_of(task)]
         seen |= {
-            word for part in (task.text, action, *played.observations) for word in part.split() if word != task.scope
+            word for part in (task.text, *actions, *played.observations) for word in part.split() if word != task.scope
         }
     unknown = {word for word in seen if word not in words and not (word.isdigit() and set(word) <= words)}
     assert not unknown
 
 
-@both
+@each_domain
 @settings(max_examples=25, deadline=None)
 @given(actions=st.lists(st.text(max_size=60), min_size=1, max_size=6), index=st.integers(0, 40))
-def test_no_action_raises_and_replays_are_equal(make: type[Sql | Apps], actions: list[str], index: int) -> None:
+def test_no_action_raises_and_replays_are_equal(make: type[AnyDomain], actions: list[str], index: int) -> None:
     environment, other = make(), make()
     task = environment.tasks("deploy-val", 41)[index]
 
-    def run(engine: Sql | Apps) -> list[object]:
+    def run(engine: AnyDomain) -> list[object]:
         return [engine.reset(task), *(engine.step(action) for action in actions)]
 
     once = run(environment)
@@ -128,10 +119,10 @@ def test_no_action_raises_and_replays_are_equal(make: type[Sql | Apps], actions:
     assert run(other) == once == run(environment)
 
 
-@both
-def test_gold_and_family_reach_no_observation(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_gold_and_family_reach_no_observation(make: type[AnyDomain]) -> None:
     environment = make()
-    for number, task in enumerate(environment.tasks("deploy-test", 40)):
+    for number, task in enumerate(environment.tasks("deploy-test", n_played(make, 40))):
         marked = task.model_copy(update={"family": "canary-family", "gold": {**task.gold, "canary": "canary-gold"}})
         agents: list[Callable[[], Choose]] = [
             lambda task=marked: expert(environment, task),  # type: ignore[misc]
@@ -145,8 +136,8 @@ def test_gold_and_family_reach_no_observation(make: type[Sql | Apps]) -> None:
         assert task.family not in task.text
 
 
-@both
-def test_family_labels_permute_without_a_trace(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_family_labels_permute_without_a_trace(make: type[AnyDomain]) -> None:
     environment = make()
     tasks = environment.tasks("deploy-test", 24)
     labels = [task.family for task in tasks]

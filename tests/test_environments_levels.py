@@ -14,12 +14,10 @@ from opd_evolver.environments.procedures import words_of
 from opd_evolver.environments.sql import COLUMNS, TABLES, Sql, tables_of
 from opd_evolver.environments.tasks import moves_of, subs_of, word_of
 from opd_evolver.records import LEVELS, Task
-
-DOMAINS: list[type[Sql | Apps]] = [Sql, Apps]
-both = pytest.mark.parametrize("make", DOMAINS)
+from tests.task_worlds import AnyDomain, each_domain
 
 
-def task_at(environment: Sql | Apps, level: str, n_subs: int = 1) -> Task:
+def task_at(environment: AnyDomain, level: str, n_subs: int = 1) -> Task:
     """A task of a family at home in `level` whose first sub-question asks for that level."""
     return next(
         task
@@ -28,21 +26,21 @@ def task_at(environment: Sql | Apps, level: str, n_subs: int = 1) -> Task:
     )
 
 
-def right_action(environment: Sql | Apps, task: Task, place: int) -> str:
+def right_action(environment: AnyDomain, task: Task, place: int) -> str:
     move = moves_of(task)[place]
     return environment.action(move, word_of(task, move))
 
 
-@pytest.mark.parametrize("name", ["sql", "apps"])
-def test_worlds_of_all_levels_keep_the_protocol_and_the_floor(name: str) -> None:
-    report = check_env(name, 120, LEVELS)
+@each_domain
+def test_worlds_of_all_levels_keep_the_protocol_and_the_floor(make: type[AnyDomain]) -> None:
+    report = check_env(make.domain, 120, LEVELS)
     assert report.passed, report.problems
     assert not report.below_floor
     assert report.exploration is not None and 0.05 < report.exploration < 0.25
 
 
-@both
-def test_homes_come_by_turns_and_decide_what_is_asked(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_homes_come_by_turns_and_decide_what_is_asked(make: type[AnyDomain]) -> None:
     environment = make(levels=LEVELS)
     worlds = cv.worlds(environment.spec, "deploy-train", 12)
     assert Counter(world.home for world in worlds) == dict.fromkeys(LEVELS, 3)
@@ -57,8 +55,8 @@ def test_homes_come_by_turns_and_decide_what_is_asked(make: type[Sql | Apps]) ->
     assert all(world.home == "tip" for world in tips)
 
 
-@both
-def test_every_level_is_about_as_hard_to_explore(make: type[Sql | Apps]) -> None:
+@pytest.mark.parametrize("make", [Sql, Apps])  # the engines that play 1500 episodes in a second
+def test_every_level_is_about_as_hard_to_explore(make: type[AnyDomain]) -> None:
     environment = make(levels=LEVELS)
     won: dict[str, list[bool]] = {level: [] for level in LEVELS}
     for task in environment.tasks("deploy-train", 1500):
@@ -69,8 +67,8 @@ def test_every_level_is_about_as_hard_to_explore(make: type[Sql | Apps]) -> None
         assert 0.08 < sum(found) / len(found) < 0.27, (name, len(found))
 
 
-@both
-def test_an_order_leads_on_asks_again_and_ends_after_two_refusals(make: type[Sql | Apps]) -> None:
+@each_domain
+def test_an_order_leads_on_asks_again_and_ends_after_two_refusals(make: type[AnyDomain]) -> None:
     environment = make(levels=LEVELS)
     task = task_at(environment, "skill")
     (sub,) = subs_of(task)

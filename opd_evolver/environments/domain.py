@@ -26,7 +26,7 @@ class Domain:
 
     Args:
         name: the environment's name.
-        slot: its share of the deployed and novel names, below `N_SLOTS`.
+        slot: its share of the deployed and novel names, below `N_SLOTS`; no two domains have the same.
         keys: pool that the `N_FACTS` keys of a world are drawn from.
         values: pool of values.
         distinct: whether the values of a world differ from each other.

@@ -21,7 +21,11 @@ from opd_evolver.records import Level, Split, Step, Task
 T = TypeVar("T")
 GROUP = "opd_evolver.environments"
 # Known without being installed, and never shadowed by an outside package.
-BUILT_IN = {"sql": "opd_evolver.environments.sql:Sql", "apps": "opd_evolver.environments.apps:Apps"}
+BUILT_IN = {
+    "sql": "opd_evolver.environments.sql:Sql",
+    "apps": "opd_evolver.environments.apps:Apps",
+    "shell": "opd_evolver.environments.shell:Shell",
+}
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
