@@ -1,19 +1,38 @@
-"""What the tests of domains share: every procedural domain that this machine can play."""
+"""What the tests of domains share: every procedural domain; those that this machine cannot play are skipped."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from opd_evolver.environments import extras
 from opd_evolver.environments.apps import Apps
+from opd_evolver.environments.grid import Grid
 from opd_evolver.environments.shell import Shell
 from opd_evolver.environments.sql import Sql
 from opd_evolver.environments.tasks import subs_of
 from opd_evolver.records import Split, Task
 
-AnyDomain = Sql | Apps | Shell
-DOMAINS: list[type[AnyDomain]] = [Sql, Apps, Shell]
-PLAYABLE = [pytest.param(make, id=make.domain) for make in DOMAINS]
-each_domain = pytest.mark.parametrize("make", PLAYABLE)
+AnyDomain = Sql | Apps | Shell | Grid
+DOMAINS: list[type[AnyDomain]] = [Sql, Apps, Shell, Grid]
+
+
+def needs(extra: str) -> pytest.MarkDecorator:
+    """Skips where the engine is not installed, and says what installs it."""
+    absent = bool(extras.missing(extra))
+    return pytest.mark.skipif(absent, reason=f"NOT INSTALLED: {extras.command(extra)}")
+
+
+def is_installed(make: type[AnyDomain]) -> bool:
+    return make.domain not in extras.EXTRAS or not extras.missing(make.domain)
+
+
+def _parameter(make: type[AnyDomain]) -> Any:
+    return pytest.param(make, id=make.domain, marks=[needs(make.domain)] if make.domain in extras.EXTRAS else [])
+
+
+each_domain = pytest.mark.parametrize("make", [_parameter(make) for make in DOMAINS])
 
 
 def n_played(make: type[AnyDomain], n: int) -> int:

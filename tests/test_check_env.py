@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from opd_evolver.environments import registry
+from opd_evolver.environments import extras, registry
 from opd_evolver.environments.check import CheckReport, check_env
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.sql import Sql
@@ -146,3 +148,22 @@ def test_the_documented_example_is_the_shipped_one() -> None:
     text = (ROOT / "docs" / "environments.md").read_text()
     assert (EXAMPLE / "keydoor.py").read_text() in text
     assert '[project.entry-points."opd_evolver.environments"]\nkeydoor = "keydoor:KeyDoor"' in text
+
+
+def test_all_environments_in_one_table_and_missing_engines_by_name(
+    monkeypatch: pytest.MonkeyPatch, opd: Callable[..., Any]
+) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "grid", ("no_such_module",))
+    monkeypatch.setattr(registry, "names", lambda: ("apps", "grid", "sql"))
+    said = opd("check-env", "--all", "--tasks", "12")
+    assert said.code == 0
+    lines = said.out.splitlines()[-4:]
+    assert lines[0].split() == ["environment", "families", "facts", "chance", "expert", "exploring", "ms", "a", "step"]
+    assert [lines[1].split()[0], lines[2].split()[0]] == ["apps", "sql"]
+    assert lines[1].split()[1:3] == ["12", "72"] and lines[1].split()[4] == "1.00"
+    assert lines[3].split(maxsplit=1) == ["grid", "not installed: pip install 'opd-evolver[grid]'"]
+    found = json.loads(opd("check-env", "--all", "--tasks", "12", "--json").out)
+    assert [one["name"] for one in found] == ["apps", "sql", "grid"]
+    assert found[2] == {"name": "grid", "not_installed": "pip install 'opd-evolver[grid]'"}
+    named = opd("check-env", "grid")
+    assert named.code == 2 and "pip install 'opd-evolver[grid]'" in named.err

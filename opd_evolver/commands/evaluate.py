@@ -21,15 +21,29 @@ def evaluate(given: argparse.Namespace) -> int:
 
 
 def check_env(given: argparse.Namespace) -> int:
-    """Prove determinism, disjoint splits and limits; exit 1 when a promise is broken."""
+    """Prove determinism, disjoint splits and limits; exit 1 when a promise is broken.
+
+    Of several environments, those whose engine is not installed are named with the command that installs it.
+    """
     from opd_evolver.environments.check import check_env as check
+    from opd_evolver.environments.check import table
+    from opd_evolver.environments.extras import MissingExtra
     from opd_evolver.environments.registry import names
 
-    wanted = [given.name] if given.name else names()
-    reports = [check(name, given.tasks) for name in wanted]
+    reports, absent = [], {}
+    for name in [given.name] if given.name else names():
+        try:
+            reports.append(check(name, given.tasks))
+        except MissingExtra as error:
+            if given.name:
+                raise
+            absent[name] = error.mend
     if given.json:
-        print(json.dumps([report.model_dump(mode="json") for report in reports], ensure_ascii=False, indent=2))
+        found = [report.model_dump(mode="json") for report in reports]
+        found += [{"name": name, "not_installed": mend} for name, mend in absent.items()]
+        print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        for report in reports:
-            print(report.text())
+        print("\n".join(report.text() for report in reports))
+        if not given.name:
+            print(table(reports, absent))
     return 0 if all(report.passed for report in reports) else 1

@@ -7,7 +7,7 @@ checked for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opd_evolver.environments import registry
@@ -87,6 +87,28 @@ class CheckReport(Record):
             f"observations ≤ {self.longest_observation_words} words, {self.ms_per_step:.2f} ms a step"
         )
         return "\n".join([*lines, facts, success, limits])
+
+
+def table(reports: Sequence[CheckReport], absent: Mapping[str, str]) -> str:
+    """All environments in one table, a line each.
+
+    Args:
+        reports: of those that could be played.
+        absent: what installs the others, by name.
+    """
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    head = ("environment", "families", "facts", "chance", "expert", "exploring", "ms a step")
+    rows = [head]
+    for report in reports:
+        families = str(report.splits["deploy-test"].families) if report.has_families else "-"
+        rates = (shown(report.chance), shown(report.expert), shown(report.exploration))
+        rows.append((report.name, families, str(report.facts or "-"), *rates, f"{report.ms_per_step:.1f}"))
+    lines = [f"{row[0]:<14}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows]
+    lines += [f"{name:<14}  not installed: {command}" for name, command in absent.items()]
+    return "\n".join(lines)
 
 
 def check_env(name: str, n_tasks: int = 120, levels: Sequence[Level] = TIPS_ONLY) -> CheckReport:

@@ -25,6 +25,7 @@ BUILT_IN = {
     "sql": "opd_evolver.environments.sql:Sql",
     "apps": "opd_evolver.environments.apps:Apps",
     "shell": "opd_evolver.environments.shell:Shell",
+    "grid": "opd_evolver.environments.grid:Grid",
 }
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
