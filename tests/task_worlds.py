@@ -9,13 +9,14 @@ import pytest
 from opd_evolver.environments import extras
 from opd_evolver.environments.apps import Apps
 from opd_evolver.environments.grid import Grid
+from opd_evolver.environments.household import Household
 from opd_evolver.environments.shell import Shell
 from opd_evolver.environments.sql import Sql
 from opd_evolver.environments.tasks import subs_of
 from opd_evolver.records import Split, Task
 
-AnyDomain = Sql | Apps | Shell | Grid
-DOMAINS: list[type[AnyDomain]] = [Sql, Apps, Shell, Grid]
+AnyDomain = Sql | Apps | Shell | Grid | Household
+DOMAINS: list[type[AnyDomain]] = [Sql, Apps, Shell, Grid, Household]
 
 
 def needs(extra: str) -> pytest.MarkDecorator:

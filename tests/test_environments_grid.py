@@ -1,4 +1,4 @@
-"""`grid`: macros over a real engine; only what is physically done counts, and one action opens one thing."""
+"""`grid`: macros over a real engine; only what is physically done counts, and one action searches one thing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_only_the_right_box_or_door_leads_to_the_thing(inside: str) -> None:
         assert step.info["success"] == (value == inside)
 
 
-def test_it_must_be_opened_taken_and_put_where_it_was_asked() -> None:
+def test_it_must_be_searched_taken_and_put_where_it_was_asked() -> None:
     environment = Grid()
     task = single(environment)
     (sub,) = subs_of(task)
@@ -45,10 +45,10 @@ def test_it_must_be_opened_taken_and_put_where_it_was_asked() -> None:
         environment.reset(task)
         return environment.step(action).observation
 
-    assert says(f"open {inside} take {sub.key} put {sub.arg}") == "ok"
-    assert says(f"open {inside} take {sub.key} put {elsewhere}") == f"no {sub.key}"
-    assert says(f"open {inside} take {sub.key}") == f"no {sub.key}"
-    assert says(f"open {inside}") == f"no {sub.key}"
+    assert says(f"search {inside} take {sub.key} put {sub.arg}") == "ok"
+    assert says(f"search {inside} take {sub.key} put {elsewhere}") == f"no {sub.key}"
+    assert says(f"search {inside} take {sub.key}") == f"no {sub.key}"
+    assert says(f"search {inside}") == f"no {sub.key}"
     assert says(f"take {sub.key} put {sub.arg}") == "no"
     assert says(f"put {sub.arg}") == "no"
 
@@ -56,14 +56,14 @@ def test_it_must_be_opened_taken_and_put_where_it_was_asked() -> None:
 @pytest.mark.parametrize(
     "action",
     [
-        "open red-box open blue-box",
-        "take rope open red-box",
-        "open red-box take rope put north put south",
-        "open",
-        "open red-box take",
+        "search red-box search blue-box",
+        "take rope search red-box",
+        "search red-box take rope put north put south",
+        "search",
+        "search red-box take",
         "go north",
         "",
-        "open red-box\x00",
+        "search red-box\x00",
     ],
 )
 def test_what_is_no_series_of_macros_is_refused(action: str) -> None:
@@ -77,7 +77,7 @@ def test_what_is_no_series_of_macros_is_refused(action: str) -> None:
 def test_unknown_names_are_refused() -> None:
     environment = Grid()
     environment.reset(single(environment))
-    assert environment.step("open pink-box").observation == "error nothing called that here"
+    assert environment.step("search pink-box").observation == "error nothing called that here"
     assert environment.step(f"put {BENCHES[0]}").observation == "error nothing called that here"
 
 
@@ -90,7 +90,7 @@ def test_steps_under_a_macro_are_the_engines_and_end_next_to_the_thing() -> None
         assert len(set(room.at.values())) == len(BOXES) + len(DOORS) + len(SIDES)
         assert room.where("rope") == (room.at["blue-door"][0], 1)
         assert not room.take("rope")
-        assert room.open("blue-door") and room.seen == "rope" and room.take("rope")
+        assert room.search("blue-door") and room.seen == "rope" and room.take("rope")
         assert room.carrying.name == "rope" and room.where("rope") is None
         assert not room.take("rope")
         assert room.put("east") and room.where("rope") == room.at["east"]

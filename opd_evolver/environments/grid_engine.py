@@ -1,4 +1,4 @@
-"""A room of minigrid and three macro actions in it: open, take, put. Every step under a macro is an engine's step.
+"""A room of minigrid and three macro actions in it: search, take, put. Every step under a macro is an engine's step.
 
 The room has closets behind coloured doors, coloured boxes, loose parts, and places to put things (bare cells
 with a name). Importing this file imports minigrid.
@@ -103,7 +103,7 @@ class Room(MiniGridEnv):  # type: ignore[misc]
 
     # ── macro actions; each tells whether it could be done ──
 
-    def open(self, name: str) -> bool:
+    def search(self, name: str) -> bool:
         """Walk to a box or door and open it; `seen` then tells what is there."""
         if not self._face(self.at[name]):
             return False

@@ -26,6 +26,7 @@ BUILT_IN = {
     "apps": "opd_evolver.environments.apps:Apps",
     "shell": "opd_evolver.environments.shell:Shell",
     "grid": "opd_evolver.environments.grid:Grid",
+    "household": "opd_evolver.environments.household:Household",
 }
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
