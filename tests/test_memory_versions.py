@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import finished_run
 import pytest
 from memory_cases import tip
 
-from opd_evolver import cli, lineage
+from opd_evolver import cli, lineage, versioning
 from opd_evolver.memory.diff import changes, counts
-from opd_evolver.memory.snapshot import read_entries, read_rows
+from opd_evolver.memory.snapshot import read_entries, read_rows, verify
 from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan
@@ -101,6 +103,28 @@ def test_why_of_an_erased_entry_tells_no_text(project: Path, capsys: pytest.Capt
     assert cli.main(["memory", "why", entry.entry_id, "--name", NAME]) == 0
     said = capsys.readouterr().out
     assert "erased on request" in said and "[erased]" in said
+
+
+def test_what_only_a_pointer_stands_for_is_fetched(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rollback needs memory and policy, looking needs the memory: both come from DVC's cache."""
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=project, check=True, env=versioning.environment())
+    folder = project / "versions" / NAME / "round-001"
+    versioning.add_pointers(project, [folder / "memory", folder / "policy"])
+    info = verify(folder / "memory")
+    shutil.rmtree(folder / "memory")
+    assert told(capsys, "why", an_id(capsys))["id"]
+    assert verify(folder / "memory") == info
+    for part in ("memory", "policy"):
+        shutil.rmtree(folder / part)
+    assert told(capsys, "rollback", "1")["lineage"] == f"{NAME}~2"
+    assert verify(folder / "memory") == info and versioning.is_current(folder / "policy")
+
+
+def an_id(capsys: pytest.CaptureFixture[str]) -> str:
+    """An id, as `search` prints it."""
+    assert cli.main(["memory", "search", "late", "--limit", "1", "--name", NAME, "--json"]) == 0
+    return str(json.loads(capsys.readouterr().out)[0]["id"])
 
 
 def test_gc_frees_what_nothing_needs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from slow_world import Played, play, played
 
 from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.memory.segment import SegmentKey
 from opd_evolver.params import merge
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import CallRecord, Example
@@ -42,6 +43,16 @@ def call_of(world: Played, example: Example) -> CallRecord:
 
 def of(views: Views, ability: str) -> list[Example]:
     return [example for example in views.examples if example.ability == ability]
+
+
+def test_an_entry_that_was_confirmed_later_is_rendered_as_it_was_served(world: Played, views: Views) -> None:
+    chosen = next(row.injected[0] for row in world.rows if row.injected)
+    later = [one.model_copy(update={"confirmed_round": 9}) if one.entry_id == chosen else one for one in world.entries]
+    told = {chosen: [(SegmentKey(1, 99), 9)]}
+    again = build(world.rows, later, world.attributions, world.local.encode, world.params, told)
+    assert again.examples == views.examples
+    with pytest.raises(SetupError, match="renders to other tokens"):
+        build(world.rows, later, world.attributions, world.local.encode, world.params)
 
 
 # ── the four views ────────────────────────────────────────────────────────────────────────────
