@@ -124,7 +124,8 @@ class SlowParams(Section):
         "maintain": 0.3,
         "anchor": 2.0,
     }
-    microbatch: int = Field(64, gt=0)
+    microbatch: int = Field(16, gt=0)
+    sample_batch: int = Field(64, gt=0)
     threads: int = Field(2, gt=0)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)

@@ -93,8 +93,8 @@ class Mixture:
         # Neighbours of like length share a batch: less padding. The order is fixed by the examples.
         order = sorted(range(len(examples)), key=lambda place: (len(examples[place].student_ids), place))
         replies: dict[int, tuple[int, ...]] = {}
-        for at in range(0, len(order), self._params.microbatch):
-            places = order[at : at + self._params.microbatch]
+        for at in range(0, len(order), self._params.sample_batch):
+            places = order[at : at + self._params.sample_batch]
             found = sampler(
                 [examples[place].student_ids for place in places],
                 [self._sampling(examples[place]) for place in places],
