@@ -229,12 +229,17 @@ def test_endless_output_is_cut_and_ended(box: Sandbox, stream: str) -> None:
     outcome = box.run("bash", stream, limits=Limits(output_bytes=1000, wall_s=20, cpu_s=10))
     assert outcome.truncated and outcome.killed_by == "output" and not outcome.timed_out
     assert len(outcome.stdout) + len(outcome.stderr) == 1000
-    control = subprocess.Popen(["bash", "-c", stream], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    control = subprocess.Popen(
+        ["bash", "-c", stream], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         assert control.stdout is not None and len(control.stdout.read(4000)) == 4000
     finally:
-        control.kill()
-        control.communicate()
+        # The shell may have started a child, which must not outlive it; nor is the rest of the output read.
+        os.killpg(control.pid, signal.SIGKILL)
+        control.wait()
+        if control.stdout is not None:
+            control.stdout.close()
 
 
 def test_an_endless_run_is_ended(box: Sandbox) -> None:
