@@ -111,12 +111,12 @@ class SlowParams(Section):
     hindsight: Literal["full", "empty", "shuffled"] = "full"
     adapter: Literal["full", "lora"] = "full"
     lora: LoraParams = LoraParams()
-    steps: int = Field(150, ge=0)
+    steps: int = Field(100, ge=0)
     learning_rate: float = Field(1e-3, gt=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, int], BySource] = {"act": 48, "write": 8, "select": 8, "maintain": 2, "anchor": 40}
+    mixture: Annotated[dict[str, int], BySource] = {"act": 40, "write": 8, "select": 8, "maintain": 2, "anchor": 20}
     weights: Annotated[dict[str, float], BySource] = {
         "act": 1.0,
         "write": 0.3,
