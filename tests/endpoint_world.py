@@ -41,7 +41,7 @@ def make_fixture(waits: list[float]) -> Iterator[Make]:
             waits.append(seconds)
             await asyncio.sleep(0)
 
-        where = Address(**{"url": server.url, "timeout_s": 5.0, "patience_s": 60.0, "stream": False, **limits})
+        where = Address(**{"url": server.url, "timeout_s": 60.0, "patience_s": 60.0, "stream": False, **limits})
         policy = EndpointPolicy("m", where, usage=usage, thinking=thinking, sleep=sleep, jitter=lambda: 0.0)
         opened.append(policy)
         return policy

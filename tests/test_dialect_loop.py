@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from instruct_world import agent
-from rollout_world import small
+from rollout_world import small, tip
 from slow_world import Played, play
 
 from opd_evolver.abilities import dialects
@@ -80,3 +80,9 @@ def test_the_dialect_enters_every_key_and_terse_keeps_its_own() -> None:
 
 def test_each_dialect_has_a_renderer_of_its_own() -> None:
     assert [dialects.of(name).renderer for name in ("terse", "instruct")] == ["terse-1", "instruct-1"]  # type: ignore[arg-type]
+
+
+def test_what_was_learnt_again_tells_its_later_round() -> None:
+    again = tip("late", "4").model_copy(update={"confirmed_round": 7})
+    prompt = dialects.of("instruct").select.prompt("zora count late", [again], token_budget=99)
+    assert "[m1] tip for zora, round 7\n" in prompt.messages[-1].segments[-1].text

@@ -122,7 +122,7 @@ def entry_text(
     else:
         level_text = str(level)
     mark = "-" if number is None else handle(number)
-    text = f"{mark} {level_text} for {quoted(entry.scope)}, round {entry.created_round}{more}"
+    text = f"{mark} {level_text} for {quoted(entry.scope)}, round {entry.learnt_round}{more}"
     for line in _fields(entry.content):
         longer = f"{text}\n{line}"
         if count(longer) > token_budget:
