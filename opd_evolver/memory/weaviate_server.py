@@ -7,6 +7,7 @@ and a heartbeat, until the site's patience ends. What was acknowledged lies in t
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -158,11 +159,29 @@ class Server:
         return worded
 
 
+class _OurPatience(logging.Filter):
+    """The client tries a dead server again for a minute without a word, and offers no setting for it.
+
+    It logs each of these tries before it sleeps: there the failure is handed to `Server.call` instead, which waits
+    with a heartbeat and as long as the site wants.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if "Retrying with exponential backoff" in said:
+            raise ConnectionError(said.partition(" received exception")[0])
+        return True
+
+
 def connect(where: Address) -> Any:
     """A client that has made sure that the server is ready."""
     import weaviate
     from weaviate.classes.init import AdditionalConfig, Auth, Timeout
+    from weaviate.logger import logger
 
+    if not any(isinstance(one, _OurPatience) for one in logger.filters):
+        logger.addFilter(_OurPatience())
+        logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
     parts = urlsplit(where.url)
     secure = parts.scheme == "https"
     client = weaviate.connect_to_custom(
