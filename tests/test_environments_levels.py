@@ -31,7 +31,7 @@ def right_action(environment: AnyDomain, task: Task, place: int) -> str:
     return environment.action(move, word_of(task, move))
 
 
-@pytest.mark.timeout(900)  # two thousand real commands of `shell`: 20 s, but minutes where many programs share the cores
+@pytest.mark.timeout(900)  # two thousand real commands of `shell`: 20 s on cores of their own
 @each_domain
 def test_worlds_of_all_levels_keep_the_protocol_and_the_floor(make: type[AnyDomain]) -> None:
     report = check_env(make.domain, 108, LEVELS)

@@ -10,14 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from seed_world import DOMAINS, TINY, tokenizer
+from seed_world import DOMAINS, TINY
 
+from opd_evolver.environments.conventions import generator
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import GenerationRequest, Message, Prompt, Sampling, Segment
-from opd_evolver.seed import model as network
+from opd_evolver.seed import act_data
 from opd_evolver.seed.__main__ import main
-from opd_evolver.seed.data import Encoder, batch
+from opd_evolver.seed.data import batch
 from opd_evolver.seed.muon import Muon, orthogonal
 from opd_evolver.seed.settings import SeedSettings, rate_factor
 from opd_evolver.seed.train import Trainer, train
@@ -57,7 +58,7 @@ def test_killed_and_resumed_with_other_workers_it_gives_the_same_bytes(tmp_path:
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
-    short = TINY.model_copy(update={"steps": 3})
+    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1})
     states: list[int] = []
     train(short, tmp_path, n_workers=1, save_every=2, on_save=lambda model, tok, step: states.append(step))
     assert states == [2]
@@ -66,7 +67,7 @@ def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_a_torn_state_is_explained(tmp_path: Path) -> None:
-    short = TINY.model_copy(update={"steps": 3})
+    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1})
 
     def stop(model: object, tok: object, step: int) -> None:
         raise KeyboardInterrupt
@@ -152,7 +153,8 @@ def test_the_command_saves_a_policy_that_is_served_as_any_other(
         lambda **given: SeedSettings(**{**given, "shard_sequences": 2}),
     )
     out = tmp_path / "policy"
-    command = ["--out", str(out), "--work", str(tmp_path), "--steps", "2", "--drill-steps", "1", "--workers", "1"]
+    command = ["--out", str(out), "--work", str(tmp_path), "--steps", "2", "--drill-steps", "1"]
+    command += ["--polish-steps", "1", "--workers", "1"]
     assert main(command) == 0
     assert {"training.json", "README.md", "model.safetensors", "config.json", "tokenizer.json"} <= {
         path.name for path in out.iterdir()
@@ -168,12 +170,27 @@ def test_the_command_saves_a_policy_that_is_served_as_any_other(
     assert reply.token_ids
 
 
+def test_only_in_the_polish_may_a_fact_of_round_one_hold() -> None:
+    settings = TINY.model_copy(update={"warmup_steps": 4})
+    assert [settings.lowest_round(step) for step in (0, 15, 16, 19)] == [2, 2, 1, 1]
+    rates = [settings.rate(step) for step in range(settings.all_steps)]
+    assert rates[15] < 0.2 < rates[16] == settings.polish_rate > rates[19] > 0
+
+    def recited(lowest: int) -> set[str]:
+        conversations = [act_data.sample(DOMAINS[0], generator("rounds", n), lowest) for n in range(300)]
+        told = [one for one in conversations if all(s.kind != "hindsight" for s in one.turns[0][0].segments)]
+        replies = [reply.text.split() for one in told for _, reply in one.turns if reply.scored]
+        return {words[2] for words in replies if words[2].startswith("r")}
+
+    assert "r1" in recited(1) and "r1" not in recited(2) and "r2" in recited(2)
+
+
 # ── the committed policy ──────────────────────────────────────────────────────────────────────
 
 
 def test_the_committed_policy_is_small_and_stock() -> None:
     policy = LocalPolicy.load("seed")
-    built = network.build(tokenizer(), 0)
+    built = Trainer(SeedSettings()).model
     assert type(policy.model).__name__ == "Lfm2ForCausalLM"
     shapes = {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in built.state_dict().items()}
@@ -184,7 +201,7 @@ def test_the_committed_policy_knows_the_mechanics() -> None:
     """Fresh seed data, teacher-forced: most replies have no miss (guesses cannot be foreseen)."""
     trainer = Trainer(TINY)
     trainer.model.load_state_dict(LocalPolicy.load("seed").model.state_dict())
-    drawn = batch(Encoder(tokenizer()), DOMAINS, 150, drill_share=0.0, key=("committed",))
+    drawn = batch(trainer.encoder, trainer.domains, 150, drill_share=0.0, key=("committed",))
     with torch.enable_grad():
         counts = trainer._backward(drawn)
     exact = (counts[:, 3] / counts[:, 2]).tolist()

@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write, replaced as a whole")
     parser.add_argument("--work", type=Path, default=Path("runs/seed-policy"), help="folder of the training state")
     parser.add_argument("--steps", type=int, default=SeedSettings().steps)
+    parser.add_argument("--polish-steps", type=int, default=SeedSettings().polish_steps)
     parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=SeedSettings().levels, help="of the families")
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = SeedSettings(
         seed=given.seed,
         steps=given.steps,
+        polish_steps=given.polish_steps,
         drill_steps=given.drill_steps,
         levels=tuple(given.levels),
         kernel=given.kernel,
