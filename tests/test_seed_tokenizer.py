@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 from opd_evolver.environments.conventions import GROUPS, names
 from opd_evolver.records import Message, Prompt, Segment
 from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed.settings import SeedSettings
+from opd_evolver.seed.train import domains_of
 
 anything = st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp"])
 odd_words = st.text(anything, min_size=1, max_size=8).filter(lambda word: not any(c.isspace() for c in word))
@@ -84,6 +86,6 @@ def test_it_reads_the_same_after_saving(tmp_path: Path) -> None:
 def test_the_committed_policy_has_this_tokenizer() -> None:
     with resources.as_file(resources.files("opd_evolver") / "assets" / "seed-policy" / "tokenizer.json") as path:
         committed = json.loads(path.read_text(encoding="utf-8"))
-    built = json.loads(tokenizer().backend_tokenizer.to_str())
+    built = json.loads(vocabulary.build(domains_of(SeedSettings())).backend_tokenizer.to_str())
     assert committed["model"] == built["model"]
     assert committed["pre_tokenizer"] == built["pre_tokenizer"]
