@@ -24,8 +24,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 # As small as every part of a round allows: two waves, maintenance, training with a checkpoint, all columns.
 SMALL: dict[str, Any] = {
     "rounds": 1,
+    "seed": 1,
     "fast.tasks_per_domain": 3,
     "fast.wave_tasks": 3,
+    "environments.levels": ["tip"],
     "fast.maintain_every_tasks": 3,
     "fast.microbatch_rollouts": 2,
     "slow.steps": 3,
