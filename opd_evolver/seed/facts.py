@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments.procedures import JOINT, words_of
 from opd_evolver.memory.levels import render
 from opd_evolver.records import (
+    Attribution,
     Content,
     Entry,
     Message,
@@ -218,6 +219,25 @@ def recited(fact: Noted) -> str:
 
 def shuffled(items: Sequence[Entry], rng: np.random.Generator) -> list[Entry]:
     return [items[int(place)] for place in rng.permutation(len(items))]
+
+
+VERDICT_THRESHOLD = 0.25
+
+
+def verdicts(marks: Mapping[str, str]) -> dict[str, Attribution]:
+    """V of each entry id marked `up` or `down`, beyond the threshold; its size does not show."""
+    return {
+        entry_id: Attribution(
+            entry_id=entry_id,
+            value=0.5 if mark == "up" else -0.5,
+            low=None,
+            high=None,
+            advantage=None,
+            n_selected=1,
+            n_withheld=1,
+        )
+        for entry_id, mark in marks.items()
+    }
 
 
 def turn(action: str, result: str) -> TurnRecord:

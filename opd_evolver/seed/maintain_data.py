@@ -14,9 +14,10 @@ from opd_evolver.abilities import maintain, write
 from opd_evolver.environments import conventions as cv
 from opd_evolver.environments.procedures import words_of
 from opd_evolver.memory import rivals
-from opd_evolver.records import Attribution, Entry, Message, Segment
+from opd_evolver.records import Entry, Message, Segment
 from opd_evolver.seed.facts import (
     ENTRY_TOKEN_BUDGET,
+    VERDICT_THRESHOLD,
     Conversation,
     Noted,
     Reply,
@@ -26,6 +27,7 @@ from opd_evolver.seed.facts import (
     entry_of,
     near_name,
     pick,
+    verdicts,
     wrong_value,
 )
 
@@ -33,7 +35,6 @@ P_HINDSIGHT, P_PAST, P_EVIDENCE = 0.35, 0.4, 0.6
 MAX_SHOWN = 8
 P_UNUSED, P_RIVAL, P_SAME_SCOPE = 0.3, 0.6, 0.5
 MAX_ENTRIES, MAX_USES = 400, 120
-_VALUE, _THRESHOLD = 0.5, 0.25
 
 
 def sample(domains: Sequence[cv.Procedural], rng: np.random.Generator) -> Conversation:
@@ -46,8 +47,9 @@ def sample(domains: Sequence[cv.Procedural], rng: np.random.Generator) -> Conver
         marks = _marks(shown, notes, rng)
         commands = commands_of(shown, notes, marks)
         past = commands[: int(rng.integers(1, len(commands) + 1))] if commands and chance(P_PAST, rng) else []
+        judged = {entry_id: mark for entry_id, mark in marks.items() if mark != "dup"}
         twice = frozenset(entry_id for entry_id, mark in marks.items() if mark == "dup")
-        hint = maintain.hindsight(shown, _attributions(marks), twice, _THRESHOLD, past)
+        hint = maintain.hindsight(shown, verdicts(judged), twice, VERDICT_THRESHOLD, past)
     first = maintain.first_message(
         len(shown) + int(rng.integers(0, MAX_ENTRIES)),
         shown,
@@ -139,19 +141,3 @@ def _marks(shown: Sequence[Entry], notes: Mapping[str, Sequence[str]], rng: np.r
         elif chance(P_EVIDENCE, rng):
             marks[entry.entry_id] = "down" if chance(0.8 if rivals.POOR in told else 0.3, rng) else "up"
     return marks
-
-
-def _attributions(marks: Mapping[str, str]) -> dict[str, Attribution]:
-    return {
-        entry_id: Attribution(
-            entry_id=entry_id,
-            value=_VALUE if mark == "up" else -_VALUE,
-            low=None,
-            high=None,
-            advantage=None,
-            n_selected=1,
-            n_withheld=1,
-        )
-        for entry_id, mark in marks.items()
-        if mark != "dup"
-    }

@@ -9,10 +9,11 @@ import numpy as np
 
 from opd_evolver.abilities import select
 from opd_evolver.environments import conventions as cv
-from opd_evolver.records import Attribution, Entry, SkillContent, TipContent, ToolContent, TrajectoryContent
+from opd_evolver.records import Entry, SkillContent, TipContent, ToolContent, TrajectoryContent
 from opd_evolver.seed.facts import (
     CANDIDATE_TOKEN_BUDGET,
     P_OTHER_LEVEL,
+    VERDICT_THRESHOLD,
     Conversation,
     Noted,
     Reply,
@@ -23,6 +24,7 @@ from opd_evolver.seed.facts import (
     other_level,
     shuffled,
     stale_of,
+    verdicts,
 )
 
 P_HINDSIGHT, P_PRESENT, P_CORRUPTED = 0.18, 0.65, 0.15
@@ -31,8 +33,6 @@ P_STALE = 0.45
 MAX_CANDIDATES = 8
 # Sometimes the list is long, as in runs that retrieve more.
 P_MANY, MANY_CANDIDATES = 0.1, 20
-# Above the threshold of `attribution.threshold`; its size does not show.
-_VALUE = 0.5
 
 
 class Slot(NamedTuple):
@@ -57,7 +57,8 @@ def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 
     if chance(P_HINDSIGHT, rng):
         candidates = [entry.model_copy(update={"entry_id": str(place)}) for place, entry in enumerate(candidates)]
         marks = _marks(candidates, world.scope, task, rng)
-        hint = select.hindsight(candidates, *_attributions(candidates, marks))
+        judged = {candidates[place].entry_id: mark for place, mark in marks.items()}
+        hint = select.hindsight(candidates, verdicts(judged), VERDICT_THRESHOLD)
     asked = select.prompt(task.text, candidates, token_budget=CANDIDATE_TOKEN_BUDGET, hindsight=hint)
     slots = [Slot(world.scope, key, best(candidates, world.scope, key, marks)) for key in _keys(task)]
     reply = Reply(" ".join(slot.text for slot in slots))
@@ -126,19 +127,3 @@ def _marks(candidates: Sequence[Entry], scope: str, task: cv.DemoTask, rng: np.r
         if chance(0.85 if answers else 0.35, rng):
             marks[place] = "up" if chance(0.6 if answers else 0.5, rng) else "down"
     return marks
-
-
-def _attributions(candidates: Sequence[Entry], marks: Mapping[int, str]) -> tuple[dict[str, Attribution], float]:
-    found = {
-        candidates[place].entry_id: Attribution(
-            entry_id=candidates[place].entry_id,
-            value=_VALUE if mark == "up" else -_VALUE,
-            low=None,
-            high=None,
-            advantage=None,
-            n_selected=1,
-            n_withheld=1,
-        )
-        for place, mark in marks.items()
-    }
-    return found, _VALUE / 2

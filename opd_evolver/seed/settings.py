@@ -10,7 +10,7 @@ class SeedSettings(Record):
 
     Attributes:
         seed: of the initial weights and of all data.
-        steps: optimiser steps in all.
+        steps: optimiser steps of the first phase.
         polish_steps: steps after the decay, with fresh optimisers; only there may a fact of round 1 hold.
         drill_steps: steps at the beginning on the drill alone.
         levels: home levels of the families.

@@ -9,12 +9,13 @@ import numpy as np
 from opd_evolver.abilities import write
 from opd_evolver.environments import conventions as cv
 from opd_evolver.environments.procedures import word_at
-from opd_evolver.records import Attribution, Entry, Message, TurnRecord
+from opd_evolver.records import Entry, Message, TurnRecord
 from opd_evolver.seed.course import Course, follows
 from opd_evolver.seed.facts import (
     ENTRY_TOKEN_BUDGET,
     ERRORS,
     P_OTHER_LEVEL,
+    VERDICT_THRESHOLD,
     Conversation,
     Noted,
     Reply,
@@ -30,6 +31,7 @@ from opd_evolver.seed.facts import (
     pick,
     shuffled,
     turn,
+    verdicts,
     wrong_value,
 )
 from opd_evolver.seed.replies import Belief, calls, followed, said
@@ -39,7 +41,6 @@ P_HINDSIGHT, P_CORRUPTED, P_ERROR, P_EVIDENCE, P_UP = 0.2, 0.12, 0.04, 0.85, 0.5
 P_KNOWN, P_MISTAKEN = 0.24, 0.06
 P_TIP, P_TIP_SECOND = 0.35, 0.6
 P_MOVE, P_SECOND = 0.5, 0.85
-_VALUE = 0.5
 
 
 class Played(NamedTuple):
@@ -63,7 +64,8 @@ def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 
     hint, begun = None, ""
     if chance(P_HINDSIGHT, rng):
         written, marks = _judged(domain, played, rng)
-        hint = write.hindsight(written, *_attributions(written, marks))
+        judged = {entry.entry_id: mark for entry, mark in zip(written, marks, strict=True) if mark}
+        hint = write.hindsight(written, verdicts(judged), VERDICT_THRESHOLD)
         forms = [write.written_form(entry.content) for entry in written]
         downs = {form for form, mark in zip(forms, marks, strict=True) if mark == "down"}
         ups = [form for form, mark in zip(forms, marks, strict=True) if mark == "up"]
@@ -197,20 +199,3 @@ def _judged(domain: cv.Procedural, played: Played, rng: np.random.Generator) -> 
         for place, fact in enumerate(written)
     ]
     return made, marks
-
-
-def _attributions(written: list[Entry], marks: list[str]) -> tuple[dict[str, Attribution], float]:
-    found = {
-        entry.entry_id: Attribution(
-            entry_id=entry.entry_id,
-            value=_VALUE if mark == "up" else -_VALUE,
-            low=None,
-            high=None,
-            advantage=None,
-            n_selected=1,
-            n_withheld=1,
-        )
-        for entry, mark in zip(written, marks, strict=True)
-        if mark
-    }
-    return found, _VALUE / 2
