@@ -16,6 +16,7 @@ from flows.fast_loop import fast_loop
 from flows.slow_loop import slow_loop
 from opd_evolver import lineage, writer
 from opd_evolver.errors import GateRefusal, OpdError
+from opd_evolver.memory.weaviate_server import under_way
 from opd_evolver.steps import plan, prepare, progress, publish
 
 
@@ -49,7 +50,9 @@ def coevolve(
         with writer.writing(run, {"flow_run_id": flow_run.id}):
             progress.clear_error(run)
             prepare.base(run)
-            _evolve(run)
+            prepare.hosted(run)
+            with under_way():
+                _evolve(run)
         publish.versions(run)
     except OpdError as error:
         progress.record_error(root, name, error)

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from opd_evolver.durable import write_text
 from opd_evolver.errors import CorruptionError, OpdError, SetupError
 from opd_evolver.lineage import read_json
+from opd_evolver.memory.weaviate_server import under_way
 from opd_evolver.params import Params, nearest
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json, digest_of
 
@@ -126,7 +127,9 @@ def run(job: Job) -> StepResult:
     module, _, name = STEPS[job.step].partition(":")
     function: StepFunction = getattr(importlib.import_module(module), name)
     began = time.perf_counter()
-    done = function(job, out).model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
+    with under_way():
+        done = function(job, out)
+    done = done.model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
     write_text(out / "result.json", canonical_json(done) + "\n")
     return done
 

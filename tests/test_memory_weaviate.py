@@ -194,6 +194,28 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         server.call(lambda client: 1 // 0)
 
 
+def test_an_opening_within_a_run_waits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd_evolver.memory import weaviate_server
+
+    where = weaviate_server.Address(url="http://127.0.0.1:9", grpc_port=9)
+    tries: list[int] = []
+
+    def third_time(asked: object) -> object:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("refused")
+        return object()
+
+    monkeypatch.setattr(weaviate_server, "connect", third_time)
+    with weaviate_server.under_way():
+        weaviate_server.Server(where, 30.0)
+    assert len(tries) == 3
+    del tries[:]
+    with pytest.raises(SetupError, match="no Weaviate answers"):  # and at the start it is said at once
+        weaviate_server.Server(where, 30.0)
+    assert len(tries) == 1
+
+
 def test_vectors_are_ours(tmp_path: Path, remote: MemoryParams) -> None:
     from opd_evolver.memory.embed import HashEmbedder
     from opd_evolver.memory.levels import embed_text

@@ -10,7 +10,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +27,17 @@ T = TypeVar("T")
 START = "opd up --store weaviate (or set OPD_WEAVIATE_URL and OPD_WEAVIATE_API_KEY)"
 LOCAL = Path(".opd") / "weaviate.json"
 FIRST_WAIT_S, LONGEST_WAIT_S, HEARTBEAT_S = 0.2, 5.0, 5.0
+_under_way: ContextVar[bool] = ContextVar("_under_way", default=False)
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """Within it a run is under way: whoever opens a server that is down waits for it, as a call in the middle does."""
+    token = _under_way.set(True)
+    try:
+        yield
+    finally:
+        _under_way.reset(token)
 
 
 class Address(Record):
@@ -67,15 +80,19 @@ class Server:
 
     Args:
         where: the address.
-        patience_s: how long a dead server is waited for, once it has answered.
+        patience_s: how long a dead server is waited for, once it has answered or a run is under way.
 
     Raises:
         SetupError: nothing answers at the start, or the key is refused.
+        OutageError: nothing answered for that long.
     """
 
     def __init__(self, where: Address, patience_s: float) -> None:
         self.where, self._patience_s = where, patience_s
         self._client: Any = None
+        if _under_way.get():
+            self.call(lambda client: None)
+            return
         try:
             self._connected()
         except Exception as error:

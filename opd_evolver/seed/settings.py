@@ -21,8 +21,8 @@ class SeedSettings(Record):
     """
 
     seed: int = 0
-    steps: int = 3000
-    polish_steps: int = 500
+    steps: int = 2500
+    polish_steps: int = 400
     drill_steps: int = 300
     domains: tuple[str, ...] = ("sql", "apps")
     levels: tuple[Level, ...] = LEVELS
@@ -30,7 +30,7 @@ class SeedSettings(Record):
     drill_share: float = 0.2
     shards: int = 2
     shard_sequences: int = 64
-    microbatches: int = 4
+    microbatches: int = 8
     muon_rate: float = 5e-3
     adam_rate: float = 4e-3
     weight_decay: float = 0.05

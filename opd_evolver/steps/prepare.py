@@ -88,3 +88,15 @@ def base(run: Run) -> None:
     folder = resolve(run.params.policy.path)
     tree = {"schema_version": SCHEMA_VERSION, "policy": str(folder), "policy_digest": weights_digest(folder)}
     write_text(path, canonical_json(tree) + "\n")
+
+
+def hosted(run: Run) -> None:
+    """Whether the server that hosts the memory answers, before the first step; later a dead one is waited for.
+
+    Raises:
+        SetupError: it does not, or refuses the key.
+    """
+    if run.params.memory.store == "weaviate":
+        from opd_evolver.memory.weaviate_server import open_server
+
+        open_server().close()
