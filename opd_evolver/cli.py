@@ -79,6 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--all", action="store_true", help="every environment installed")
     check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
 
+    export = _command(commands, "export", "export:export", "the agent of a round as one folder: weights, memory, card")
+    export.add_argument("name", nargs="?", default="default")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
+    export.add_argument("--round", type=int, help="a finished round, 0: the base policy (default: the champion)")
+    export.add_argument("--form", choices=("merged", "adapter"), default="merged", help="default: merged weights")
+
     memory = commands.add_parser("memory", help="look into the memory, or roll it back", epilog=EPILOG)
     actions = memory.add_subparsers(dest="action", required=True, metavar="ACTION")
     _memory_commands(actions)

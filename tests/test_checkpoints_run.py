@@ -10,7 +10,10 @@ import driver
 import pytest
 from checkpoints import MAKERS
 
+from opd_evolver.agent import Agent
+from opd_evolver.lineage import open_run
 from opd_evolver.policy.weights import weights_digest
+from opd_evolver.steps.export import FORMS, export
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -33,7 +36,7 @@ def overrides(policy: Path, adapter: str) -> dict[str, Any]:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_a_stock_checkpoint_is_trained_and_measured(
-    children: driver.Children, tmp_path: Path, kind: str, adapter: str
+    children: driver.Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, adapter: str
 ) -> None:
     """The agent of the fast loop is a script in the checkpoint's own tokens; the checkpoint learns and is measured."""
     base = MAKERS[kind](tmp_path / "base")
@@ -47,6 +50,14 @@ def test_a_stock_checkpoint_is_trained_and_measured(
     assert summary["digests"]["weights"] == weights_digest(policy)
     assert (policy / "chat_template.jinja").read_text() == (base / "chat_template.jinja").read_text()
     assert (tmp_path / "runs/m/steps/round-001/distil/adapter").exists() == (adapter == "lora")
+    if adapter == "lora":
+        monkeypatch.chdir(tmp_path)
+        run = open_run(tmp_path, "m")
+        for form in FORMS:
+            export(run, 1, tmp_path / form, form)
+        with Agent.load(tmp_path / "merged") as merged, Agent.load(tmp_path / "adapter") as bare:
+            said = [one.act("boru cleanup s1", domain="apps", scope="boru") for one in (merged, bare)]
+        assert said[0] == said[1]
 
 
 def test_a_checkpoint_that_knows_nothing_runs_to_the_end(children: driver.Children, tmp_path: Path) -> None:

@@ -105,17 +105,18 @@ def _include(
     return withheld, {entry.entry_id: 1.0 - epsilon for entry in chosen}
 
 
-def _select(
+def select(
     rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings, calls: Calls, count: Count
 ) -> Generator[GenerationRequest, Reply, Selection]:
+    """What the policy brings to a task: candidates, selection, randomised inclusion. Fast loop, steps 1 and 2."""
     found = _read(rollout, memory, settings)
     if not found:
         return Selection()
     entries = [entry for entry, _ in found]
-    select = dialects.of(settings.dialect).select
-    asked = select.prompt(rollout.task.text, entries, token_budget=settings.candidate_token_budget, count=count)
+    speak = dialects.of(settings.dialect).select
+    asked = speak.prompt(rollout.task.text, entries, token_budget=settings.candidate_token_budget, count=count)
     reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
-    places = select.parse(reply.text, len(entries), settings.max_selected)
+    places = speak.parse(reply.text, len(entries), settings.max_selected)
     if places is None:
         # A fallback is no choice of the policy: nothing is withheld, and attribution leaves the row out.
         top = tuple(entries[: settings.max_selected])
@@ -266,7 +267,7 @@ def episode(
     """
     began = time.perf_counter()
     calls = Calls(rollout.rollout_id, rollout.round, settings.seed)
-    selection = yield from _select(rollout, memory, settings, calls, count)
+    selection = yield from select(rollout, memory, settings, calls, count)
     played = yield from _act(rollout, env, selection.injected, settings, calls, count, sandbox)
     proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls, count)
     return Episode(

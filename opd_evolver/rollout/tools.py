@@ -71,14 +71,22 @@ def _failed(observation: str, entry: Entry | None = None) -> Called:
     return Called(Step(observation=observation), 1, entry.entry_id if entry else None)
 
 
-def _play_actions(env: Environment, entry: Entry, code: str, arguments: tuple[str, ...], steps_left: int) -> Called:
-    """Play the actions with their placeholders filled, until the episode or the budget ends."""
+def filled(code: str, arguments: tuple[str, ...]) -> tuple[list[str], str]:
+    """The actions of a tool with their placeholders filled, and what is wrong with the call: empty where nothing."""
     wanted = [int(number) for number in PLACEHOLDER.findall(code)]
     if missing := [number for number in wanted if number > len(arguments)]:
-        return _failed(f"error missing argument ${min(missing)}", entry)
-    reward, n_steps, step = 0.0, 0, Step(observation="error empty tool")
-    for action in [part for part in parts_of(code) if part][:steps_left]:
-        step = env.step(PLACEHOLDER.sub(lambda found: arguments[int(found.group(1)) - 1], action))
+        return [], f"error missing argument ${min(missing)}"
+    parts = [part for part in parts_of(code) if part]
+    actions = [PLACEHOLDER.sub(lambda found: arguments[int(found.group(1)) - 1], part) for part in parts]
+    return actions, "" if actions else "error empty tool"
+
+
+def _play_actions(env: Environment, entry: Entry, code: str, arguments: tuple[str, ...], steps_left: int) -> Called:
+    """Play the actions until the episode or the budget ends."""
+    actions, wrong = filled(code, arguments)
+    reward, n_steps, step = 0.0, 0, Step(observation=wrong)
+    for action in actions[:steps_left]:
+        step = env.step(action)
         reward += step.reward
         n_steps += 1
         if step.terminated or step.truncated:
@@ -105,7 +113,7 @@ def _tell_shown_only() -> None:
 
 
 def _execute(
-    env: Environment,
+    env: Environment | None,
     entry: Entry,
     content: ToolContent,
     language: Language,
@@ -127,7 +135,7 @@ def _execute(
 
 def call(
     action: str,
-    env: Environment,
+    env: Environment | None,
     injected: Sequence[Entry],
     *,
     steps_left: int,
@@ -138,7 +146,7 @@ def call(
 
     Args:
         action: begins with `run`.
-        env: in the running episode.
+        env: in the running episode; None outside of one, where tools made of actions are unsupported.
         injected: the entries the policy was shown; no other tool can be called.
         steps_left: environment steps left of the budget; more actions are not played.
         sandbox: gives the machine's sandbox, or None without isolation; asked only when code is to run.
@@ -153,7 +161,7 @@ def call(
     entry, arguments = found
     content = entry.content
     assert isinstance(content, ToolContent)
-    if content.language == ACTIONS:
+    if content.language == ACTIONS and env is not None:
         return _play_actions(env, entry, content.code, arguments, steps_left)
     for language in LANGUAGES:
         if content.language == language:

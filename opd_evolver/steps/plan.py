@@ -52,6 +52,11 @@ def champion(run: Run, round_: int) -> Champion:
     )
 
 
+def current(run: Run) -> Champion:
+    """What the next round would start from."""
+    return champion(run, len(run.finished_rounds()) + 1)
+
+
 def next_unbegun(run: Run) -> int:
     """The first round whose live memory does not exist yet: where an edit by hand still can enter."""
     round_ = len(run.finished_rounds()) + 1

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opd_evolver import lineage, tracking, versioning
+from opd_evolver import lineage, tracking
 from opd_evolver.console import say
-from opd_evolver.errors import CorruptionError, OutageError
+from opd_evolver.errors import OutageError
 from opd_evolver.lineage import Run
-from opd_evolver.memory.snapshot import verify
 from opd_evolver.settings import load_settings
-from opd_evolver.steps import plan
+from opd_evolver.steps import plan, snapshots
 
 
 def to_round(root: Path, name: str, round_: int) -> Run:
@@ -28,7 +27,7 @@ def to_round(root: Path, name: str, round_: int) -> Run:
     summary = run.summary(round_)
     if summary is not None:
         for held in sorted({round_, int(summary["champion"])} - {0}):
-            _sound(run, held)
+            snapshots.sound(run, held)
     branched = lineage.branch(root, name, round_)
     _alias(branched)
     return branched
@@ -44,27 +43,6 @@ def undo(root: Path, name: str) -> Run:
     run = lineage.undo(root, name)
     _alias(run)
     return run
-
-
-def _sound(run: Run, round_: int) -> None:
-    """Memory and policy of a round are there, fetched by DVC where need be, and are what its summary says."""
-    from opd_evolver.policy.weights import weights_digest
-
-    folder, summary = run.owner(round_).version(round_), run.summary(round_)
-    if summary is None:
-        raise ValueError(f"round {round_} has not finished")
-    for part in (folder / "memory", folder / "policy"):
-        if not part.exists():
-            versioning.checkout(run.root, versioning.pointer_of(part))
-    info, digests = verify(folder / "memory"), summary["digests"]
-    seen = {"entries": info.digest_entries, "ledger": info.digest_ledger, "weights": weights_digest(folder / "policy")}
-    for name, digest in seen.items():
-        if digest != digests[name]:
-            raise CorruptionError(
-                f"{name} of round {round_} have digest {digest[:12]}",
-                f"{digests[name][:12]}, as its summary says",
-                f"fetch them again: dvc checkout {folder}/memory.dvc {folder}/policy.dvc",
-            )
 
 
 def _alias(run: Run) -> None:

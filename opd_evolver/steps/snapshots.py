@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from opd_evolver import versioning
-from opd_evolver.errors import SetupError
+from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.lineage import Run
+from opd_evolver.memory.snapshot import verify
 from opd_evolver.steps import plan
 
 
@@ -51,4 +52,31 @@ def folder_of(run: Run, round_: int) -> Path:
     pointer = versioning.pointer_of(folder)
     if not folder.exists() and pointer.exists():
         versioning.checkout(run.root, pointer)
+    return folder
+
+
+def sound(run: Run, round_: int) -> Path:
+    """The folder of a finished round, whose memory and policy are what its summary says, fetched by DVC where need be.
+
+    Raises:
+        SetupError: their bytes are nowhere.
+        CorruptionError: they do not match the round's digests.
+    """
+    from opd_evolver.policy.weights import weights_digest
+
+    folder, summary = run.owner(round_).version(round_), run.summary(round_)
+    if summary is None:
+        raise ValueError(f"round {round_} has not finished")
+    for part in (folder / "memory", folder / "policy"):
+        if not part.exists():
+            versioning.checkout(run.root, versioning.pointer_of(part))
+    info, digests = verify(folder / "memory"), summary["digests"]
+    seen = {"entries": info.digest_entries, "ledger": info.digest_ledger, "weights": weights_digest(folder / "policy")}
+    for name, digest in seen.items():
+        if digest != digests[name]:
+            raise CorruptionError(
+                f"{name} of round {round_} have digest {digest[:12]}",
+                f"{digests[name][:12]}, as its summary says",
+                f"fetch them again: dvc checkout {folder}/memory.dvc {folder}/policy.dvc",
+            )
     return folder

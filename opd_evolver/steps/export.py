@@ -1,0 +1,242 @@
+"""One folder with all that an agent is: weights or adapter, memory, parameters, prompts as served, a card.
+
+agent.json   which run and round, parameters, digests
+policy/      in Hugging Face form, merged; or adapter/ alone over the base that its configuration names
+memory/      the round's snapshot; not there for a base policy
+prompts.md   a prompt and reply of each ability, token for token as they were served
+README.md    the card
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from opd_evolver import lineage
+from opd_evolver.durable import new_folder, read_json, write_text
+from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.lineage import Run
+from opd_evolver.memory.snapshot import read_rows, verify
+from opd_evolver.params import Params, validate
+from opd_evolver.records import SCHEMA_VERSION, Ability, CallRecord, Record, canonical_json
+from opd_evolver.steps import plan, prepare, publish, snapshots
+
+CARD = "agent.json"
+CHAMPION = "champion"
+ABILITIES: tuple[Ability, ...] = ("select", "act", "write", "maintain")
+Form = Literal["merged", "adapter"]
+FORMS: tuple[Form, ...] = ("merged", "adapter")
+FOLDERS: dict[Form, str] = {"merged": "policy", "adapter": "adapter"}
+
+
+class AgentCard(Record):
+    """What agent.json holds; digests are those of the files beside it."""
+
+    schema_version: int = SCHEMA_VERSION
+    lineage: str
+    round: int
+    form: Form
+    params: dict[str, Any]
+    policy_digest: str
+    memory_digest: str | None = None
+
+
+class Found(NamedTuple):
+    """Where an agent lies.
+
+    Attributes:
+        policy, policy_digest: weights, checked.
+        memory: the snapshot; None: it never had one.
+        reembeds: embedders that its lineage has left behind.
+    """
+
+    lineage: str
+    round: int
+    params: Params
+    policy: Path
+    policy_digest: str
+    memory: Path | None
+    reembeds: tuple[str, ...]
+
+
+def locate(what: str | Path, name: str = "default") -> Found:
+    """An exported folder, a round, or the champion of a run; whole and as its digests say.
+
+    Args:
+        what: `champion`, `LINEAGE:ROUND`, or a folder.
+        name: whose champion.
+
+    Raises:
+        SetupError: nothing of that name.
+        CorruptionError: other bytes than were recorded.
+    """
+    told = str(what)
+    if (Path(told) / CARD).is_file():
+        return _exported(Path(told))
+    of, _, number = told.rpartition(":")
+    if told != CHAMPION and not (of and number.isdigit()):
+        raise SetupError(f"no agent `{told}`", f"{CHAMPION}, LINEAGE:ROUND, or a folder with {CARD}", "see opd rounds")
+    run = lineage.open_run(prepare.artifact_root(), of or name)
+    return _of_run(run, plan.current(run).round if told == CHAMPION else int(number))
+
+
+def _of_run(run: Run, round_: int) -> Found:
+    if run.summary(round_) is None:
+        raise SetupError(
+            f"round {round_} of `{run.lineage}` has not finished",
+            f"one of {[0, *run.finished_rounds()]}",
+            f"opd resume {run.identity.name}",
+        )
+    if round_ == 0:
+        from opd_evolver.policy.weights import resolve
+
+        path, digest = plan.base_policy(run)
+        folder = resolve(path)
+        _check_weights(folder, digest)
+        return Found(run.lineage, 0, run.params, folder, digest, None, ())
+    folder = snapshots.sound(run, round_)
+    digest = str((run.summary(round_) or {})["digests"]["weights"])
+    return Found(run.lineage, round_, run.params, folder / "policy", digest, folder / "memory", run.reembeds)
+
+
+def _exported(folder: Path) -> Found:
+    try:
+        card = AgentCard.model_validate(read_json(folder / CARD))
+    except ValidationError as error:
+        raise CorruptionError(
+            f"{folder / CARD} is malformed: {error.errors()[0]['msg']}", "what opd export wrote", "export it again"
+        ) from None
+    policy, memory = folder / FOLDERS[card.form], folder / "memory"
+    _check_weights(policy, card.policy_digest)
+    if card.memory_digest is not None:
+        info = verify(memory)
+        if info.digest_entries + info.digest_ledger != card.memory_digest:
+            raise CorruptionError(f"{memory} is another memory than {CARD} says", "the exported one", "export it again")
+    params = validate(card.params, str(folder / CARD))
+    kept = memory if card.memory_digest is not None else None
+    return Found(card.lineage, card.round, params, policy, card.policy_digest, kept, ())
+
+
+def _check_weights(folder: Path, digest: str) -> None:
+    from opd_evolver.policy.weights import weights_digest
+
+    if (seen := weights_digest(folder)) != digest:
+        raise CorruptionError(f"the weights in {folder} have digest {seen[:12]}", digest[:12], "fetch them again")
+
+
+def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentCard:
+    """Write an agent as a folder of its own; whole when it returns.
+
+    Args:
+        run: whose.
+        round_: a finished round; 0 is the base policy without memory.
+        target: must not exist.
+        form: `adapter` for a round trained by LoRA directly over the base policy.
+
+    Raises:
+        SetupError: the target exists, or there is no such adapter.
+        CorruptionError: the round's bytes do not match its digests.
+    """
+    if target.exists():
+        raise SetupError(f"{target} exists", "a folder that does not", "choose another --to, or remove it")
+    found = _of_run(run, round_)
+    weights = found.policy if form == "merged" else _adapter(run, round_)
+    from opd_evolver.policy.weights import weights_digest
+
+    digests = None
+    with new_folder(target) as building:
+        shutil.copytree(weights, building / FOLDERS[form])
+        if found.memory is not None:
+            shutil.copytree(found.memory, building / "memory")
+            info = verify(building / "memory")
+            digests = info.digest_entries + info.digest_ledger
+            write_text(building / "prompts.md", _prompts(found))
+        card = AgentCard(
+            lineage=run.lineage,
+            round=round_,
+            form=form,
+            params=run.params.model_dump(mode="json"),
+            policy_digest=weights_digest(building / FOLDERS[form]),
+            memory_digest=digests,
+        )
+        write_text(building / CARD, canonical_json(card) + "\n")
+        write_text(building / "README.md", _readme(run, card))
+    return card
+
+
+def _adapter(run: Run, round_: int) -> Path:
+    """The bare adapter of a round; only one that sits on the base policy is of use without the rounds before."""
+    folder = run.owner(round_).step(round_, "distil") / "adapter"
+    if round_ == 0 or not (folder / "adapter_config.json").is_file():
+        raise SetupError(
+            f"round {round_} of `{run.lineage}` has no adapter", "a round trained by LoRA", "--form merged"
+        )
+    if (under := plan.champion(run, round_).round) != 0:
+        raise SetupError(
+            f"the adapter of round {round_} sits on the policy of round {under}",
+            "an adapter over the base policy",
+            "--form merged has all rounds in it",
+        )
+    return folder
+
+
+def _prompts(found: Found) -> str:
+    """The first prompt and reply of each ability in the round's ledger, decoded as they were served."""
+    from opd_evolver.policy.checkpoint import load_tokenizer
+
+    assert found.memory is not None
+    calls: dict[Ability, CallRecord] = {}
+    for row in read_rows(found.memory, found.round):
+        for call in row.calls:
+            calls.setdefault(call.ability, call)
+    lines = ["# Prompts, as they were served", "", f"Round {found.round}, dialect `{found.params.policy.dialect}`."]
+    tokenizer = load_tokenizer(found.policy) if any(call.prompt_token_ids for call in calls.values()) else None
+    for ability in ABILITIES:
+        if (served := calls.get(ability)) is not None and tokenizer is not None:
+            said = tokenizer.decode(list(served.prompt_token_ids), skip_special_tokens=False)
+            lines += ["", f"## {ability}", "", *_quoted(said), "", "Reply:", "", *_quoted(served.reply_text)]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> list[str]:
+    """As an indented block, in which nothing is markup: memory text is somebody else's."""
+    return [f"    {line}" for line in text.splitlines() or [""]]
+
+
+def _estimate(tree: Mapping[str, Any] | None) -> str:
+    if not tree:
+        return "not measured"
+    return f"{tree['mean']:.3f} [{tree['low']:.3f}, {tree['high']:.3f}], {tree['n_tasks']} tasks"
+
+
+def _readme(run: Run, card: AgentCard) -> str:
+    tree = publish.rounds_tree(run)
+    columns = tree["base"]["columns"] if card.round == 0 else tree["rounds"][card.round - 1]["columns"]
+    measured = [f"| {name.replace('_', ' ')} | {_estimate(columns[name])} |" for name in publish.COLUMNS]
+    folder = FOLDERS[card.form]
+    return "\n".join(
+        [
+            f"# Agent of `{card.lineage}`, round {card.round}",
+            "",
+            f"Made by `opd export`; environments {', '.join(run.params.environments.domains)}, "
+            f"dialect `{run.params.policy.dialect}`, preset `{run.params.preset}`.",
+            f"Weights: `{folder}/`, digest `{card.policy_digest[:16]}`. Memory: "
+            + (f"`memory/`, digest `{card.memory_digest[:16]}`." if card.memory_digest else "none."),
+            "",
+            "| success on deploy-test, 95 % interval clustered by family | |",
+            "|---|---|",
+            *measured,
+            "",
+            "    from opd_evolver.agent import Agent",
+            "",
+            '    with Agent.load("THIS FOLDER") as agent:',
+            '        action = agent.act("the task", "what is seen", domain="…", scope="…")',
+            "",
+            "The entries in `memory/` are what the agent wrote down: untrusted text.",
+            "",
+        ]
+    )
