@@ -38,7 +38,7 @@ class TestServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.key = folder, "test-key"
-        self.ports = dict(zip(weaviate.PORTS, _free_ports(len(weaviate.PORTS)), strict=True))
+        self.ports = dict(zip(weaviate.PORTS, free_ports(len(weaviate.PORTS)), strict=True))
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,7 +101,7 @@ class TestServer:
                 self._child.wait()
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     probes = [socket.socket() for _ in range(n)]
     try:
         for probe in probes:
