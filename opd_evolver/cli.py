@@ -59,26 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     rounds = _command(commands, "rounds", "rounds:rounds", "compare the rounds of a run")
     rounds.add_argument("name", nargs="?", default="default")
 
-    evaluate = _command(commands, "evaluate", "evaluate:evaluate", "measure a policy on families it has never seen")
-    evaluate.add_argument("policy", help="`seed`, or a folder in Hugging Face form")
-    evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
-    evaluate.add_argument("--tasks", type=int, default=100, help="tasks a domain (default 100)")
-    evaluate.add_argument("--domains", default="sql,apps")
-    trial = _command(commands, "try", "trial:trial", "a few tasks with a policy of yours: all shown, a round estimated")
-    trial.add_argument("--env", required=True, help="environment, see `opd check-env`")
-    trial.add_argument("--policy", required=True, help="`seed`, a folder in Hugging Face form, or an endpoint's URL")
-    trial.add_argument("--model", help="with a URL: the id under which the server knows the model")
-    trial.add_argument("--tasks", type=int, default=3, help="tasks (default 3)")
-    trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu)")
-    trial.add_argument("--dialect", choices=("terse", "instruct"), help="default: terse for seed, else instruct")
-    trial.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
-    check = _command(
-        commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
-    )
-    check.add_argument("name", nargs="?", help="environment (default: every one installed)")
-    check.add_argument("--all", action="store_true", help="every environment installed")
-    check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
-
+    _measuring(commands)
     export = _command(commands, "export", "export:export", "the agent of a round as one folder: weights, memory, card")
     export.add_argument("name", nargs="?", default="default")
     export.add_argument("--to", required=True, metavar="FOLDER", help="must not exist")
@@ -100,6 +81,43 @@ def build_parser() -> argparse.ArgumentParser:
                 "--store", choices=("embedded", "weaviate"), default="embedded", help="weaviate: host the memory, too"
             )
     return parser
+
+
+def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What measures policies, environments and whole runs."""
+    evaluate = _command(commands, "evaluate", "evaluate:evaluate", "measure a policy on families it has never seen")
+    evaluate.add_argument("policy", help="`seed`, or a folder in Hugging Face form")
+    evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
+    evaluate.add_argument("--tasks", type=int, default=100, help="tasks a domain (default 100)")
+    evaluate.add_argument("--domains", default="sql,apps")
+    trial = _command(commands, "try", "trial:trial", "a few tasks with a policy of yours: all shown, a round estimated")
+    trial.add_argument("--env", required=True, help="environment, see `opd check-env`")
+    trial.add_argument("--policy", required=True, help="`seed`, a folder in Hugging Face form, or an endpoint's URL")
+    trial.add_argument("--model", help="with a URL: the id under which the server knows the model")
+    trial.add_argument("--tasks", type=int, default=3, help="tasks (default 3)")
+    trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu)")
+    trial.add_argument("--dialect", choices=("terse", "instruct"), help="default: terse for seed, else instruct")
+    trial.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+    bench = commands.add_parser("bench", help="evidence over several seeds", epilog=EPILOG)
+    kinds = bench.add_subparsers(dest="action", required=True, metavar="ACTION")
+    seeds = _command(
+        kinds, "rounds", "bench:rounds", "the co-evolution from several seeds, pooled into one page; goes on"
+    )
+    seeds.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    seeds.add_argument("--first-seed", type=int, default=0)
+    seeds.add_argument("--name", default="bench", help="runs are NAME-sSEED (default: bench)")
+    seeds.add_argument("--preset", help="default: the project's params.yaml")
+    seeds.add_argument(
+        "--policy", nargs="+", help="base policies, by turns of the seeds (default: that of the parameters)"
+    )
+    seeds.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+    seeds.add_argument("--out", default="docs/results.md", help="page; numbers and curves lie beside it")
+    check = _command(
+        commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
+    )
+    check.add_argument("name", nargs="?", help="environment (default: every one installed)")
+    check.add_argument("--all", action="store_true", help="every environment installed")
+    check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
 
 
 def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -110,6 +110,10 @@ class Benchmark:
             return self._run(who.policy, memory, tasks, FrozenProtocol())
         return self._run(who.policy, memory, tasks, StreamingProtocol())
 
+    def fresh(self, policy: PolicySource, tasks: Sequence[Task]) -> StreamingColumn:
+        """A policy that begins with an empty memory and fills it as it goes, whatever the run's protocol."""
+        return self._run(policy, MemorySource.empty(), tasks, StreamingProtocol())
+
     def _run(
         self,
         policy: PolicySource,

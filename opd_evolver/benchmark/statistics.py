@@ -114,7 +114,7 @@ def paired_difference(
 
 def ratio_interval(units: Sequence[Unit], *, samples: int = SAMPLES) -> Estimate:
     """A ratio of sums, averaged over domains."""
-    return _estimate([_clusters(units)], (1.0,), samples)
+    return _estimate([clusters_of(units)], (1.0,), samples)
 
 
 def ratio_difference(a: Sequence[Unit], b: Sequence[Unit], *, samples: int = SAMPLES) -> Estimate:
@@ -123,8 +123,8 @@ def ratio_difference(a: Sequence[Unit], b: Sequence[Unit], *, samples: int = SAM
     Raises:
         SetupError: the two were not measured on the same tasks.
     """
-    _check_same_tasks(a, b)
-    return _estimate([_clusters(a), _clusters(b)], (1.0, -1.0), samples)
+    check_same_tasks(a, b)
+    return _estimate([clusters_of(a), clusters_of(b)], (1.0, -1.0), samples)
 
 
 # ── within one domain ─────────────────────────────────────────────────────────────────────────
@@ -132,7 +132,7 @@ def ratio_difference(a: Sequence[Unit], b: Sequence[Unit], *, samples: int = SAM
 Floats = npt.NDArray[np.float64]
 
 
-class _Domain(Record):
+class DomainSums(Record):
     """Sums per family, families sorted by name: the order of tasks leaves no trace."""
 
     families: tuple[str, ...]
@@ -143,7 +143,7 @@ class _Domain(Record):
     high: float
 
 
-def _clusters(units: Sequence[Unit]) -> dict[str, _Domain]:
+def clusters_of(units: Sequence[Unit]) -> dict[str, DomainSums]:
     if not units:
         raise SetupError("no tasks to take a mean of", "at least one", "raise benchmark.*_tasks_per_domain")
     found: dict[str, dict[str, list[Unit]]] = {}
@@ -152,10 +152,10 @@ def _clusters(units: Sequence[Unit]) -> dict[str, _Domain]:
     return {domain: _domain(found[domain]) for domain in sorted(found)}
 
 
-def _domain(by_family: Mapping[str, Sequence[Unit]]) -> _Domain:
+def _domain(by_family: Mapping[str, Sequence[Unit]]) -> DomainSums:
     families = tuple(sorted(by_family))
     bounded = all(0.0 <= unit.numerator <= unit.denominator for units in by_family.values() for unit in units)
-    return _Domain(
+    return DomainSums(
         families=families,
         numerators=tuple(math.fsum(unit.numerator for unit in by_family[family]) for family in families),
         denominators=tuple(math.fsum(unit.denominator for unit in by_family[family]) for family in families),
@@ -165,17 +165,17 @@ def _domain(by_family: Mapping[str, Sequence[Unit]]) -> _Domain:
     )
 
 
-def _ratio(domain: _Domain) -> float | None:
+def ratio_of(domain: DomainSums) -> float | None:
     below = math.fsum(domain.denominators)
     return math.fsum(domain.numerators) / below if below > 0 else None
 
 
-def _deviations(name: str, domain: _Domain, samples: int) -> Floats | None:
+def deviations(name: str, domain: DomainSums, samples: int) -> Floats | None:
     """[samples] bootstrap deviations of the ratio from its value, widened for the number of families."""
-    center, n = _ratio(domain), len(domain.families)
+    center, n = ratio_of(domain), len(domain.families)
     if center is None or n < 2:
         return None
-    weights = _generator(name, *domain.families).multinomial(n, np.full(n, 1.0 / n), size=samples)
+    weights = generator(name, *domain.families).multinomial(n, np.full(n, 1.0 / n), size=samples)
     above = _weighted_sum(weights, domain.numerators)
     below = _weighted_sum(weights, domain.denominators)
     ratios = np.where(below > 0, above / np.where(below > 0, below, 1.0), center)
@@ -190,7 +190,7 @@ def _weighted_sum(weights: npt.NDArray[np.int64], values: Sequence[float]) -> Fl
     return total
 
 
-def _generator(*parts: str) -> np.random.Generator:
+def generator(*parts: str) -> np.random.Generator:
     """Counter-based: the same families are drawn whenever the same families are compared."""
     raw = "\x1f".join(("bootstrap", *parts)).encode()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(raw).digest()[:16], "big")))
@@ -199,26 +199,26 @@ def _generator(*parts: str) -> np.random.Generator:
 # ── over domains ──────────────────────────────────────────────────────────────────────────────
 
 
-def _estimate(sides: Sequence[dict[str, _Domain]], signs: Sequence[float], samples: int) -> Estimate:
+def _estimate(sides: Sequence[dict[str, DomainSums]], signs: Sequence[float], samples: int) -> Estimate:
     first = sides[0]
     per_domain: dict[str, DomainEstimate] = {}
     centers: list[float | None] = []
     spread: list[Floats | None] = []
     for name, domain in first.items():
-        values = [_ratio(side[name]) for side in sides]
-        moves = [_deviations(name, side[name], samples) for side in sides]
-        center = _signed(values, signs)
-        deviation = _signed_arrays(moves, signs)
+        values = [ratio_of(side[name]) for side in sides]
+        moves = [deviations(name, side[name], samples) for side in sides]
+        center = signed(values, signs)
+        deviation = signed_arrays(moves, signs)
         centers.append(center)
         spread.append(deviation)
-        low, high = _interval(center, deviation, len(domain.families) - 1, _bounds([side[name] for side in sides]))
+        low, high = interval(center, deviation, len(domain.families) - 1, bounds_of([side[name] for side in sides]))
         per_domain[name] = DomainEstimate(
             mean=center, low=low, high=high, n_tasks=domain.n_tasks, n_families=len(domain.families)
         )
-    mean, total = _mean(centers), _mean_arrays(spread)
+    mean, total = mean_of(centers), mean_arrays(spread)
     freedom = sum(len(domain.families) - 1 for domain in first.values())
-    bounds = _bounds([domain for side in sides for domain in side.values()], len(sides) > 1)
-    low, high = _interval(mean, total, freedom, bounds)
+    bounds = bounds_of([domain for side in sides for domain in side.values()], len(sides) > 1)
+    low, high = interval(mean, total, freedom, bounds)
     return Estimate(
         mean=mean,
         low=low,
@@ -229,33 +229,33 @@ def _estimate(sides: Sequence[dict[str, _Domain]], signs: Sequence[float], sampl
     )
 
 
-def _signed(values: Sequence[float | None], signs: Sequence[float]) -> float | None:
+def signed(values: Sequence[float | None], signs: Sequence[float]) -> float | None:
     known = [sign * value for sign, value in zip(signs, values, strict=True) if value is not None]
     return math.fsum(known) if len(known) == len(values) else None
 
 
-def _signed_arrays(arrays: Sequence[Floats | None], signs: Sequence[float]) -> Floats | None:
+def signed_arrays(arrays: Sequence[Floats | None], signs: Sequence[float]) -> Floats | None:
     known = [sign * array for sign, array in zip(signs, arrays, strict=True) if array is not None]
     return np.asarray(sum(known)) if len(known) == len(arrays) else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
-def _mean_arrays(arrays: Sequence[Floats | None]) -> Floats | None:
+def mean_arrays(arrays: Sequence[Floats | None]) -> Floats | None:
     known = [array for array in arrays if array is not None]
     return np.asarray(sum(known)) / len(known) if len(known) == len(arrays) else None
 
 
-def _bounds(domains: Sequence[_Domain], difference: bool | None = None) -> tuple[float, float]:
+def bounds_of(domains: Sequence[DomainSums], difference: bool | None = None) -> tuple[float, float]:
     low, high = min(one.low for one in domains), max(one.high for one in domains)
     is_difference = len(domains) > 1 if difference is None else difference
     return (low - high, high - low) if is_difference else (low, high)
 
 
-def _interval(
+def interval(
     center: float | None, deviation: Floats | None, freedom: int, bounds: tuple[float, float]
 ) -> tuple[float | None, float | None]:
     """Expanded percentile interval; None without a spread over families."""
@@ -284,7 +284,7 @@ def student_quantile(probability: float, freedom: int) -> float:
     return math.fsum(term / float(freedom**power) for power, term in enumerate(terms))
 
 
-def _check_same_tasks(a: Sequence[Unit], b: Sequence[Unit]) -> None:
+def check_same_tasks(a: Sequence[Unit], b: Sequence[Unit]) -> None:
     left = {(unit.domain, unit.family, unit.task_id) for unit in a}
     right = {(unit.domain, unit.family, unit.task_id) for unit in b}
     if left != right or len(a) != len(b):

@@ -1,0 +1,137 @@
+"""Several seeds of one experiment as evidence: every column and difference pooled, each against what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from opd_evolver.benchmark.pooled import pooled, pooled_difference
+from opd_evolver.benchmark.statistics import SAMPLES, Estimate, Outcome, units_of
+from opd_evolver.records import SCHEMA_VERSION, Record
+
+COLUMNS: dict[str, str] = {
+    "base_alone": "base policy alone",
+    "base_memory": "base policy with the last memory",
+    "last_alone": "last policy alone",
+    "last_memory": "last policy with its memory",
+    "novel_alone": "last policy alone, families never deployed",
+    "novel_fresh": "last policy with a fresh memory, families never deployed",
+}
+
+
+class Claim(Record):
+    """One difference, and the least its lower bound must be; `per_domain`: no domain's mean below."""
+
+    name: str
+    of: str
+    against: str
+    least: float
+    per_domain: float | None = 0.05
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(name="memory alone gives", of="base_memory", against="base_alone", least=0.15),
+    Claim(name="distillation alone gives", of="last_alone", against="base_alone", least=0.25),
+    Claim(name="distillation adds to memory", of="last_memory", against="base_memory", least=0.05),
+    Claim(name="memory adds to distillation", of="last_memory", against="last_alone", least=-0.03, per_domain=None),
+    Claim(name="a fresh memory on novel families", of="novel_fresh", against="novel_alone", least=0.20),
+)
+RETAINED = 0.9
+
+
+class SeedResult(Record):
+    """One seed's run.
+
+    Attributes:
+        columns: outcomes by the names of COLUMNS, always of the same tasks.
+        retention: metric → (base, last); curve: for each round from 0 (alone, with memory).
+        digests: of the last round; `base` is the policy it began with.
+        seconds: of each round.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    seed: int
+    lineage: str
+    columns: dict[str, tuple[Outcome, ...]]
+    retention: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    curve: tuple[tuple[float | None, float | None], ...] = ()
+    digests: dict[str, str] = Field(default_factory=dict)
+    seconds: tuple[float, ...] = ()
+
+
+class Verdict(Record):
+    """A claim as measured; `values` has every seed's difference."""
+
+    claim: Claim
+    found: Estimate
+    values: tuple[float, ...]
+    reached: bool
+
+
+class Retained(Record):
+    """A metric of retention: the last policy's share of the base's, each seed's and the least."""
+
+    metric: str
+    shares: tuple[float, ...]
+    reached: bool
+
+
+class Results(Record):
+    """All of it, in the order of the seeds."""
+
+    schema_version: int = SCHEMA_VERSION
+    seeds: tuple[SeedResult, ...]
+    means: dict[str, Estimate]
+    values: dict[str, tuple[float, ...]]
+    verdicts: tuple[Verdict, ...]
+    retained: tuple[Retained, ...]
+
+
+def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
+    """Pool what was measured.
+
+    Args:
+        seeds: all of the same tasks.
+        samples: bootstrap resamples.
+
+    Raises:
+        SetupError: no seeds, or of other tasks.
+    """
+    units = {name: [units_of(one.columns[name]) for one in seeds] for name in COLUMNS}
+    means = {name: pooled(by_seed, samples=samples) for name, by_seed in units.items()}
+    values = {name: tuple(_mean(one.columns[name]) for one in seeds) for name in COLUMNS}
+    verdicts = []
+    for claim in CLAIMS:
+        found = pooled_difference(units[claim.of], units[claim.against], samples=samples)
+        each = tuple(a - b for a, b in zip(values[claim.of], values[claim.against], strict=True))
+        verdicts.append(Verdict(claim=claim, found=found, values=each, reached=_reached(claim, found)))
+    metrics = seeds[0].retention
+    return Results(
+        seeds=tuple(seeds),
+        means=means,
+        values=values,
+        verdicts=tuple(verdicts),
+        retained=tuple(_retained(metric, [one.retention for one in seeds]) for metric in metrics),
+    )
+
+
+def _mean(outcomes: Sequence[Outcome]) -> float:
+    """Mean over domains of the success rates."""
+    by_domain: dict[str, list[bool]] = {}
+    for one in outcomes:
+        by_domain.setdefault(one.domain, []).append(one.success)
+    rates = [sum(found) / len(found) for found in by_domain.values()]
+    return sum(rates) / len(rates)
+
+
+def _reached(claim: Claim, found: Estimate) -> bool:
+    if found.low is None or found.low < claim.least:
+        return False
+    floor = claim.per_domain
+    return floor is None or all(one.mean is not None and one.mean >= floor for one in found.per_domain.values())
+
+
+def _retained(metric: str, pairs: Sequence[Mapping[str, tuple[float, float]]]) -> Retained:
+    shares = tuple(last / base if base > 0 else 0.0 for base, last in (one[metric] for one in pairs))
+    return Retained(metric=metric, shares=shares, reached=min(shares) >= RETAINED)

@@ -1,0 +1,175 @@
+"""Pooled results as files: a page, its numbers as CSV, curves as SVG. The same results give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.benchmark.results import COLUMNS, RETAINED, Results, SeedResult, Verdict
+from opd_evolver.benchmark.statistics import Estimate
+
+
+def page(found: Results, *, title: str, command: str, machine: Mapping[str, str], curves: str) -> str:
+    """The whole page in Markdown.
+
+    Args:
+        found: pooled.
+        title: heading.
+        command: what reproduces it.
+        machine: what it ran on, by name.
+        curves: file name of the picture.
+    """
+    first = found.means["base_alone"]
+    lines = [
+        f"# {title}",
+        "",
+        f"    {command}",
+        "",
+        f"{len(found.seeds)} seed(s), {first.n_tasks} tasks in {len(first.per_domain)} domains and {first.n_families} "
+        "families. Success, mean over domains; 95 % intervals by resampling families and seeds "
+        "(`opd_evolver/benchmark/pooled.py`).",
+        "",
+        *(f"- {name}: {value}" for name, value in machine.items()),
+        "",
+        "## What was asked",
+        "",
+        "| | difference | least lower bound | every seed | by domain | |",
+        "|---|---|---|---|---|---|",
+        *(_verdict(one) for one in found.verdicts),
+        *_retained(found),
+        "",
+        "## Columns",
+        "",
+        _row(["column", "success", *(f"seed {one.seed}" for one in found.seeds), *first.per_domain]),
+        _row(["---"] * (2 + len(found.seeds) + len(first.per_domain))),
+        *(_column(found, name) for name in COLUMNS),
+        "",
+        f"![success by round]({curves})",
+        "",
+        "## Runs",
+        "",
+        "| seed | lineage | minutes by round | base | weights | memory | ledger |",
+        "|---|---|---|---|---|---|---|",
+        *(_run(one) for one in found.seeds),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(found: Results) -> str:
+    """Every number as CSV: kind, name, seed (empty: pooled), domain (empty: mean over domains), mean, low, high."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["kind", "name", "seed", "domain", "mean", "low", "high"])
+    for name, estimate in found.means.items():
+        _rows(writer, "column", name, estimate)
+        for one, value in zip(found.seeds, found.values[name], strict=True):
+            writer.writerow(["column", name, one.seed, "", value, "", ""])
+    for verdict in found.verdicts:
+        name = f"{verdict.claim.of} - {verdict.claim.against}"
+        _rows(writer, "difference", name, verdict.found)
+        for one, value in zip(found.seeds, verdict.values, strict=True):
+            writer.writerow(["difference", name, one.seed, "", value, "", ""])
+    for retained in found.retained:
+        for one, value in zip(found.seeds, retained.shares, strict=True):
+            writer.writerow(["retained", retained.metric, one.seed, "", value, "", ""])
+    for one in found.seeds:
+        for round_, (alone, together) in enumerate(one.curve):
+            writer.writerow(["alone", f"round {round_}", one.seed, "", alone, "", ""])
+            writer.writerow(["with memory", f"round {round_}", one.seed, "", together, "", ""])
+    return out.getvalue()
+
+
+def curves(seeds: Sequence[SeedResult], path: Path) -> None:
+    """Success by round, each seed thin and the mean thick, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    with matplotlib.rc_context({"svg.hashsalt": "opd-evolver", "svg.fonttype": "none"}):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for at, (name, colour) in enumerate((("alone", "#1f77b4"), ("with memory", "#d62728"))):
+            lines = [[pair[at] for pair in one.curve] for one in seeds]
+            for line in lines:
+                axes.plot(*_known(line), color=colour, linewidth=0.8, alpha=0.5)
+            means = [_average(values) for values in zip(*lines, strict=True)]
+            axes.plot(*_known(means), color=colour, linewidth=2.5, marker="o", label=name)
+        axes.set(xlabel="round", ylabel="success on deploy-test", ylim=(0.0, 1.0))
+        axes.set_xticks(range(len(seeds[0].curve)))
+        axes.legend()
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _known(values: Sequence[float | None]) -> tuple[list[int], list[float]]:
+    pairs = [(round_, value) for round_, value in enumerate(values) if value is not None]
+    return [round_ for round_, _ in pairs], [value for _, value in pairs]
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _told(found: Estimate, sign: str = "") -> str:
+    if found.mean is None:
+        return "not measured"
+    if found.low is None or found.high is None:
+        return f"{found.mean:{sign}.3f} (one family: no interval)"
+    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+
+
+def _verdict(one: Verdict) -> str:
+    floor = one.claim.per_domain
+    least = f"{one.claim.least:+.2f}" + (f", no domain below {floor:+.2f}" if floor is not None else "")
+    domains = ", ".join(
+        f"{name} {each.mean:+.2f}" for name, each in one.found.per_domain.items() if each.mean is not None
+    )
+    values = ", ".join(f"{value:+.3f}" for value in one.values)
+    return _row([one.claim.name, _told(one.found, "+"), least, values, domains, _reached(one.reached)])
+
+
+def _reached(reached: bool) -> str:
+    return "reached" if reached else "**not reached**"
+
+
+def _retained(found: Results) -> list[str]:
+    return [
+        _row(
+            [
+                f"retention: {one.metric}, share of the base's",
+                f"{min(one.shares):.3f} at least",
+                f"{RETAINED:.2f}",
+                ", ".join(f"{share:.3f}" for share in one.shares),
+                "",
+                _reached(one.reached),
+            ]
+        )
+        for one in found.retained
+    ]
+
+
+def _column(found: Results, name: str) -> str:
+    estimate = found.means[name]
+    domains = [f"{one.mean:.3f}" if one.mean is not None else "" for one in estimate.per_domain.values()]
+    return _row([COLUMNS[name], _told(estimate), *(f"{value:.3f}" for value in found.values[name]), *domains])
+
+
+def _run(one: SeedResult) -> str:
+    minutes = ", ".join(f"{seconds / 60:.1f}" for seconds in one.seconds)
+    digests = [f"`{one.digests[name][:12]}`" for name in ("base", "weights", "entries", "ledger")]
+    return _row([str(one.seed), f"`{one.lineage}`", minutes, *digests])
+
+
+def _rows(writer: Any, kind: str, name: str, found: Estimate) -> None:
+    writer.writerow([kind, name, "", "", found.mean, found.low, found.high])
+    for domain, one in found.per_domain.items():
+        writer.writerow([kind, name, "", domain, one.mean, one.low, one.high])

@@ -1,0 +1,111 @@
+"""`opd bench rounds`: the same co-evolution from several seeds, pooled into one page of evidence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from opd_evolver.commands.display import Watch
+from opd_evolver.console import result, say
+from opd_evolver.durable import write_text
+from opd_evolver.errors import SetupError
+from opd_evolver.lineage import Run
+from opd_evolver.params import parse_set
+from opd_evolver.records import canonical_json
+from opd_evolver.steps import dispatch, prepare
+
+
+def rounds(given: argparse.Namespace) -> int:
+    """Run what is missing, seed after seed; then measure, pool and write the page. Again, it goes on."""
+    if given.seeds < 1:
+        raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
+    dispatch.need_project()
+    from opd_evolver.benchmark.results import SeedResult, results
+    from opd_evolver.steps.evidence import collect
+
+    found: list[SeedResult] = []
+    for number in range(given.seeds):
+        run = _carried_out(given, given.first_seed + number, number)
+        say(f"{run.lineage}: measuring")
+        found.append(collect(run))
+    pooled = results(found)
+    files = _write(given, pooled)
+    tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
+    lines = [
+        f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: {one.found.mean:+.3f} "
+        f"[{one.found.low}, {one.found.high}], asked {one.claim.least:+.2f}"
+        for one in pooled.verdicts
+    ]
+    result(tree, "\n".join([*lines, *files]), as_json=given.json)
+    return 0
+
+
+def _carried_out(given: argparse.Namespace, seed: int, number: int) -> Run:
+    """The finished run of a seed."""
+    overrides: dict[str, Any] = {**parse_set(given.pairs), "seed": seed}
+    if given.policy:
+        overrides["policy.path"] = given.policy[number % len(given.policy)]
+    name = f"{given.name}-s{seed}"
+    run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
+    if not run.is_complete():
+        prepare.base(run)
+        with Watch(run) as watch:
+            watch.say(f"seed {seed}: run `{name}`")
+            dispatch.wait_for_writer(run, watch.tick)
+            if not run.is_complete():
+                dispatch.locally(run, watch.tick)
+    return run
+
+
+def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
+    from opd_evolver.benchmark import results_page
+
+    out = Path(given.out)
+    files = [out, *(out.with_suffix(suffix) for suffix in (".csv", ".svg", ".json"))]
+    text = results_page.page(
+        pooled, title="Results", command=_command(given), machine=_machine(), curves=out.with_suffix(".svg").name
+    )
+    write_text(files[0], text)
+    write_text(files[1], results_page.table(pooled))
+    results_page.curves(pooled.seeds, files[2])
+    write_text(files[3], canonical_json(pooled) + "\n")
+    return [str(file) for file in files]
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What makes the page again."""
+    words = ["opd", "bench", "rounds", "--seeds", str(given.seeds), "--first-seed", str(given.first_seed)]
+    words += ["--name", given.name, "--out", given.out]
+    words += ["--preset", given.preset] if given.preset else []
+    words += ["--policy", *given.policy] if given.policy else []
+    for pair in given.pairs:
+        words += ["--set", pair]
+    return shlex.join(words)
+
+
+def _machine() -> dict[str, str]:
+    import torch
+    import transformers
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, {memory:.0f} GiB",
+        "device": f"{torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "CPU",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

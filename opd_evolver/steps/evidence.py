@@ -1,0 +1,74 @@
+"""What a finished run's columns came to, read from what its rounds measured; what is missing is measured now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opd_evolver.benchmark.columns import PolicySource, ResultStore
+from opd_evolver.benchmark.gate import RETENTION_METRICS
+from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant, RoundMeasurement
+from opd_evolver.benchmark.protocols import MemorySource
+from opd_evolver.benchmark.results import SeedResult
+from opd_evolver.benchmark.statistics import Estimate
+from opd_evolver.environments import registry
+from opd_evolver.lineage import Run
+from opd_evolver.rollout.runner import EnvironmentPool
+from opd_evolver.settings import load_settings
+from opd_evolver.steps import plan, publish, snapshots
+
+
+def collect(run: Run) -> SeedResult:
+    """The columns of the base and of the last round, on deploy-test and on families that were never deployed.
+
+    Raises:
+        SetupError: no finished round, or its bytes are nowhere.
+    """
+    last = snapshots.last_finished(run)
+    folder = snapshots.sound(run, last)
+    digests = dict((run.summary(last) or {})["digests"])
+    base_path, base_digest = plan.base_policy(run)
+    base = _source(run, Path(base_path), base_digest)
+    policy = _source(run, folder / "policy", digests["weights"])
+    memory = MemorySource(folder / "memory", digests["entries"] + digests["ledger"], run.reembeds)
+    n = run.params.benchmark.test_tasks_per_domain
+    with EnvironmentPool(registry.loader(run.params.environments.levels)) as pool:
+        bench = Benchmark(run.params, pool, ResultStore(run.paths.run / "columns"))
+        deployed, novel = bench.tasks("deploy-test", n), bench.tasks("novel-test", n)
+        columns: dict[str, AnyColumn] = {
+            "base_alone": bench.column(Contestant(base, None), deployed, with_memory=False),
+            "base_memory": bench.column(Contestant(base, memory), deployed, with_memory=True),
+            "last_alone": bench.column(Contestant(policy, None), deployed, with_memory=False),
+            "last_memory": bench.column(Contestant(policy, memory), deployed, with_memory=True),
+            "novel_alone": bench.column(Contestant(policy, None), novel, with_memory=False),
+            "novel_fresh": bench.fresh(policy, novel),
+        }
+    measured = [publish.measurement_of(run, round_) for round_ in range(last + 1)]
+    return SeedResult(
+        seed=run.params.seed,
+        lineage=run.lineage,
+        columns={name: column.measured.outcomes for name, column in columns.items()},
+        retention=_retention(measured[0], measured[-1]),
+        curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
+        digests={"base": base_digest, **digests},
+        seconds=tuple(float((run.summary(round_) or {})["seconds"]) for round_ in range(last + 1)),
+    )
+
+
+def _mean(found: Estimate | None) -> float | None:
+    return found.mean if found else None
+
+
+def _source(run: Run, folder: Path, digest: str) -> PolicySource:
+    from opd_evolver.policy.registry import open_policy
+
+    device = load_settings().device
+    return PolicySource(digest, lambda: open_policy(run.params.policy, folder, device, version=digest[:16]))
+
+
+def _retention(base: RoundMeasurement, last: RoundMeasurement) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name in RETENTION_METRICS:
+        before, after = (_mean(one.columns.retention_metrics.get(name)) for one in (base, last))
+        if before is not None and after is not None:
+            found[name] = (before, after)
+    return found

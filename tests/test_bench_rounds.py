@@ -1,0 +1,108 @@
+"""`opd bench rounds`: real runs from several seeds, pooled; a second call does nothing again; claims as asked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import driver
+import pytest
+from conftest import Opd
+from finished_run import stand_in_flow
+
+from opd_evolver.benchmark.results import CLAIMS, COLUMNS, SeedResult, results
+from opd_evolver.benchmark.results_page import page
+from opd_evolver.benchmark.statistics import Outcome
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def column(chance: dict[str, int], n_families: int = 6) -> tuple[Outcome, ...]:
+    """Domain → of ten tasks in each family, how many succeed."""
+    return tuple(
+        Outcome(
+            task_id=f"{domain}-{family}-{task}",
+            family=f"{domain}-{family}",
+            domain=domain,
+            success=(task + family) % 10 < won,
+            episode_return=0.0,
+            steps=1,
+            tokens=1,
+        )
+        for domain, won in chance.items()
+        for family in range(n_families)
+        for task in range(10)
+    )
+
+
+def seed(number: int, last: dict[str, int], kept: float = 0.95) -> SeedResult:
+    chances = {name: {"sql": 1, "apps": 1} for name in COLUMNS} | {
+        "base_memory": {"sql": 5, "apps": 5},
+        "last_alone": last,
+        "last_memory": {"sql": 7, "apps": 7},
+        "novel_fresh": {"sql": 6, "apps": 6},
+    }
+    return SeedResult(
+        seed=number,
+        lineage=f"bench-s{number}",
+        columns={name: column(chance) for name, chance in chances.items()},
+        retention={"memory_use": (1.0, kept)},
+        curve=((0.1, None), (0.5, 0.7)),
+        digests={name: f"{name}0123456789" for name in ("base", "weights", "entries", "ledger")},
+        seconds=(60.0, 90.0),
+    )
+
+
+def test_claims_are_judged_by_their_lower_bounds_and_every_domain() -> None:
+    found = results([seed(0, {"sql": 5, "apps": 5}), seed(1, {"sql": 5, "apps": 5})], samples=200)
+    assert [one.reached for one in found.verdicts] == [True] * len(CLAIMS)
+    assert found.verdicts[1].found.mean == pytest.approx(0.4) and found.values["last_alone"] == (0.5, 0.5)
+    # One domain learns nothing: the mean is still far above, and the claim is not reached.
+    uneven = results([seed(0, {"sql": 9, "apps": 1}), seed(1, {"sql": 9, "apps": 1})], samples=200)
+    by_name = {one.claim.name: one for one in uneven.verdicts}
+    given = by_name["distillation alone gives"]
+    assert given.found.low is not None and given.found.low > 0.25 and not given.reached
+    # Memory that adds more than it costs is judged on the mean alone.
+    assert by_name["memory adds to distillation"].claim.per_domain is None
+
+
+def test_what_was_forgotten_is_said() -> None:
+    found = results([seed(0, {"sql": 5, "apps": 5}), seed(1, {"sql": 5, "apps": 5}, kept=0.8)], samples=50)
+    [kept] = found.retained
+    assert kept.shares == (0.95, 0.8) and not kept.reached
+    text = page(found, title="T", command="c", machine={"date": "d"}, curves="x.svg")
+    assert (
+        "| retention: memory_use, share of the base's | 0.800 at least | 0.90 | 0.950, 0.800 |  | **not reached** |"
+        in text
+    )
+
+
+def test_two_seeds_of_the_real_flow(
+    children: driver.Children, tmp_path: Path, opd: Opd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 1):
+        asked = {**driver.SMALL, "seed": number}
+        assert children.run(tmp_path, f"b-s{number}", asked) == 0, driver.said(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stand_in_flow(tmp_path, "raise SystemExit('a finished seed is not run again')")
+    pairs = [f"{key}={json.dumps(value)}" for key, value in driver.SMALL.items() if key != "seed"]
+    words = ["bench", "rounds", "--seeds", "2", "--name", "b", "--preset", "micro", "--out", "out/results.md", "--json"]
+    for pair in pairs:
+        words += ["--set", pair]
+    said = opd(*words)
+    assert said.code == 0, said.err
+    tree = json.loads(said.out)
+    assert [Path(file).exists() for file in tree["files"]] == [True] * 4
+    assert len(tree["values"]["base_alone"]) == 2 and {*tree["means"]} == {*COLUMNS}
+    text = Path("out/results.md").read_text()
+    assert "seed 0" in text and "`b-s1`" in text and "reached" in text
+    numbers = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    pooled = [row for row in numbers if row["name"] == "last_memory" and not row["seed"] and not row["domain"]]
+    assert [float(row["mean"]) for row in pooled] == [tree["means"]["last_memory"]["mean"]]
+    assert ET.parse("out/results.svg").getroot().tag.endswith("svg")
+    timeless = [file for file in tree["files"] if not file.endswith(".md")]  # the page bears the date
+    before = [Path(file).read_bytes() for file in timeless]
+    assert opd(*words).code == 0
+    assert [Path(file).read_bytes() for file in timeless] == before
