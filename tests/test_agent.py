@@ -223,6 +223,14 @@ def test_an_unreadable_reply_is_an_action_as_it_is() -> None:
     assert agent.act("task", domain="toy", scope="zora") == "hm"
 
 
+def test_an_export_is_made_once_and_never_over_another(project: Path, opd: Opd) -> None:
+    words = ("export", "done", "--to", "out", "--json")
+    first = opd(*words, "--round", "1")
+    assert opd(*words, "--round", "1").out == first.out
+    other = opd(*words, "--round", "0")
+    assert other.code == 2 and "out holds round 1 of `done`" in other.err
+
+
 def test_weights_digest_of_an_export_is_that_of_the_round(project: Path, opd: Opd) -> None:
     opd("export", "done", "--round", "1", "--to", "out")
     assert weights_digest(Path("out/policy")) == weights_digest(Path("versions/done/round-001/policy"))

@@ -129,24 +129,34 @@ def _check_weights(folder: Path, digest: str) -> None:
 
 
 def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentCard:
-    """Write an agent as a folder of its own; whole when it returns.
+    """Write an agent as a folder of its own; whole when it returns. Again, into what it wrote, is a no-op.
 
     Args:
         run: whose.
         round_: a finished round; 0 is the base policy without memory.
-        target: must not exist.
+        target: must not exist, or be this export.
         form: `adapter` for a round trained by LoRA directly over the base policy.
 
     Raises:
         SetupError: the target exists, or there is no such adapter.
         CorruptionError: the round's bytes do not match its digests.
     """
-    if target.exists():
+    if target.exists() and not (target / CARD).is_file():
         raise SetupError(f"{target} exists", "a folder that does not", "choose another --to, or remove it")
     found = _of_run(run, round_)
     weights = found.policy if form == "merged" else _adapter(run, round_)
     from opd_evolver.policy.weights import weights_digest
 
+    if target.exists():
+        _exported(target)
+        there = AgentCard.model_validate(read_json(target / CARD))
+        if (there.lineage, there.round, there.form) == (run.lineage, round_, form):
+            return there
+        raise SetupError(
+            f"{target} holds round {there.round} of `{there.lineage}`",
+            "a folder that does not exist",
+            "choose another --to",
+        )
     digests = None
     with new_folder(target) as building:
         shutil.copytree(weights, building / FOLDERS[form])
