@@ -128,6 +128,42 @@ def test_override_places_a_newer_right_entry_beside_a_stale_wrong_one(pool: Envi
             assert all(old[fact.key] != fact.value for fact in domain.needed(changed))
 
 
+def test_controls_place_other_scopes_or_what_now_holds(pool: EnvironmentPool) -> None:
+    with pool.lend("sql") as env:
+        domain: cases.Probed = env  # type: ignore[assignment]
+        neighbours = cases.Neighbours(domain, "novel-val")
+        for task in domain.tasks("novel-val", 24):
+            other = cases.act_case(domain, neighbours, task, "wrong_scope")
+            keys = {fact.key for fact in domain.needed(task)}
+            assert other.entries and task.scope not in {entry.scope for entry in other.entries}
+            assert {entry.content.trigger for entry in other.entries if isinstance(entry.content, TipContent)} <= keys
+            moved = cases.act_case(domain, neighbours, task, "permuted")
+            before, now = domain.facts(task), domain.facts(moved.task)
+            assert sorted(fact.value for fact in before) == sorted(fact.value for fact in now)
+            assert [fact.value for fact in before] != [fact.value for fact in now]
+            held = {
+                entry.content.trigger: entry.content.text
+                for entry in moved.entries
+                if entry.scope == task.scope and isinstance(entry.content, TipContent)
+            }
+            assert all(held.get(fact.key) == fact.value for fact in domain.needed(moved.task))
+
+
+def test_a_reader_passes_the_controls_and_one_who_knows_does_not(pool: EnvironmentPool) -> None:
+    wanted = ("memory_use", "no_memory", "wrong_scope", "permuted")
+    read = evaluate_probes(reader(), pool, "novel-val", 24, PARAMS, probes=wanted).metrics
+    assert read["memory_use"].mean == read["permuted"].mean == 1.0
+    assert read["wrong_scope_minus_none"].mean == 0.0 and read["permuted_minus_use"].mean == 0.0
+    known = {}
+    for name in ("sql", "apps"):
+        with pool.lend(name) as env:
+            facts = [fact for task in env.tasks("novel-val", 24) for fact in env.facts(task)]  # type: ignore[attr-defined]
+            known |= {(fact.scope, fact.key): fact.value for fact in facts}
+    knows = evaluate_probes(stubborn(known), pool, "novel-val", 24, PARAMS, probes=wanted).metrics
+    assert knows["no_memory"].mean == 1.0
+    assert knows["permuted"].mean is not None and knows["permuted"].mean < 0.5
+
+
 def test_hindsight_reaches_the_writer_only_where_asked(pool: EnvironmentPool) -> None:
     seen: list[str] = []
 

@@ -25,13 +25,13 @@ from opd_evolver.seed.select_data import answered_key
 
 N_DISTRACTORS = 3
 N_OVERRIDE_DISTRACTORS = 2
-N_CANDIDATES = 8
+N_CANDIDATES, N_MANY_CANDIDATES = 8, 20
 LAST_ROUND = 9
 # How many families the distractors come from at most; task i belongs to family i mod families.
 POOL_TASKS = 64
 # Refused guesses before the last word of a fact, by how the episode goes.
 MISSES = {"first": 0, "second": 1, "never": 2}
-Placement = Literal["memory_use", "no_memory", "distractors_only", "override", "drift"]
+Placement = Literal["memory_use", "no_memory", "distractors_only", "wrong_scope", "permuted", "override", "drift"]
 
 
 class Probed(Environment, Conventions, Procedural, Protocol):
@@ -89,6 +89,14 @@ class Neighbours:
                 chosen.append(fact)
         return chosen
 
+    def twins(self, task: Task, needed: Sequence[Fact], rng: np.random.Generator) -> list[Fact]:
+        """For each needed fact up to two of the same key in other scopes, that say something else."""
+        found = []
+        for fact in needed:
+            others = [one for one in self._facts if one.key == fact.key and one.scope != task.scope]
+            found += _shuffled([one for one in others if one.value != fact.value], rng)[:2]
+        return found
+
 
 def _shuffled(items: Sequence[Fact], rng: np.random.Generator) -> list[Fact]:
     return [items[place] for place in rng.permutation(len(items))]
@@ -123,6 +131,9 @@ def wrong_value(domain: Probed, fact: Fact, rng: np.random.Generator) -> str:
 def act_case(domain: Probed, neighbours: Neighbours, task: Task, placement: Placement) -> ActCase:
     """A task with its memories: the true entries among distractors, none, distractors only, or stale and new ones.
 
+    Two are controls. `wrong_scope`: the needed questions, answered for other scopes only; no better than none.
+    `permuted`: the values of the scope's facts change places in the world and in the memory; as good as `memory_use`
+    where the policy reads, and no better than chance where it knows.
     `drift` is override on a family whose rule has changed in the world: the stale entry holds what was
     true during deployment. Where a policy has taken the old rule into its weights, only obeying the
     newest entry helps.
@@ -131,13 +142,17 @@ def act_case(domain: Probed, neighbours: Neighbours, task: Task, placement: Plac
     old = domain.needed(task)
     if placement == "drift":
         task = _drifted(domain, task, rng)
+    if placement == "permuted":
+        task = _permuted(domain, task)
     needed = domain.needed(task)
     if placement == "no_memory":
         return ActCase(task=task, entries=())
     if placement == "distractors_only":
         others = neighbours.distractors(domain, task, N_DISTRACTORS, rng)
         return ActCase(task=task, entries=_mixed(_entries(domain, task, others, rng), rng))
-    if placement == "memory_use":
+    if placement == "wrong_scope":
+        return ActCase(task=task, entries=_mixed(_entries(domain, task, neighbours.twins(task, needed, rng), rng), rng))
+    if placement in ("memory_use", "permuted"):
         others = neighbours.distractors(domain, task, N_DISTRACTORS, rng)
         return ActCase(task=task, entries=_mixed(_entries(domain, task, [*needed, *others], rng), rng))
     entries = _entries(domain, task, neighbours.distractors(domain, task, N_OVERRIDE_DISTRACTORS, rng), rng)
@@ -157,13 +172,25 @@ def _drifted(domain: Probed, task: Task, rng: np.random.Generator) -> Task:
     return task.model_copy(update={"gold": {**task.gold, "facts": {**task.gold["facts"], **changed}}})
 
 
-def select_case(domain: Probed, neighbours: Neighbours, task: Task) -> SelectCase:
-    """Eight candidates, of which as many are right as the task needs, or fewer, or none."""
-    rng = generator("probe", "select", task.task_id)
+def _permuted(domain: Probed, task: Task) -> Task:
+    """The values of the scope's facts, each level apart, move on by one place."""
+    by_level: dict[str, list[Fact]] = {}
+    for fact in domain.facts(task):
+        by_level.setdefault(domain.spec.level_of(fact.key), []).append(fact)
+    changed: dict[str, str] = {}
+    for facts in by_level.values():
+        values = [fact.value for fact in facts]
+        changed |= {fact.key: value for fact, value in zip(facts, [*values[1:], values[0]], strict=True)}
+    return task.model_copy(update={"gold": {**task.gold, "facts": {**task.gold["facts"], **changed}}})
+
+
+def select_case(domain: Probed, neighbours: Neighbours, task: Task, n_candidates: int = N_CANDIDATES) -> SelectCase:
+    """So many candidates, of which as many are right as the task needs, or fewer, or none."""
+    rng = generator("probe", "select" if n_candidates == N_CANDIDATES else f"select {n_candidates}", task.task_id)
     needed = domain.needed(task)
     n_right = int(rng.choice(len(needed) + 1, p=(0.25, 0.75) if len(needed) == 1 else _shares(len(needed))))
     right = _shuffled(needed, rng)[:n_right]
-    others = neighbours.distractors(domain, task, N_CANDIDATES - n_right, rng)
+    others = neighbours.distractors(domain, task, n_candidates - n_right, rng)
     candidates = _mixed(_entries(domain, task, [*right, *others], rng), rng)
     wanted = {(fact.scope, fact.key) for fact in right}
     places = frozenset(place for place, one in enumerate(candidates) if (one.scope, answered_key(one)) in wanted)

@@ -147,9 +147,9 @@ class Prober:
             for case, one in zip(made, episodes, strict=True)
         )
 
-    def select(self) -> tuple[Unit, ...]:
+    def select(self, n_candidates: int = cases.N_CANDIDATES) -> tuple[Unit, ...]:
         """Micro-F1 as a ratio: 2 TP over 2 TP + FP + FN. An unreadable answer chooses nothing."""
-        made: list[cases.SelectCase] = self._each(cases.select_case)
+        made: list[cases.SelectCase] = self._each(lambda d, n, task: cases.select_case(d, n, task, n_candidates))
         budget = self.settings.candidate_token_budget
         prompts = [
             self.speak.select.prompt(case.task.text, case.candidates, token_budget=budget, count=self.count)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_evolver.benchmark.probe_cases import Placement
+from opd_evolver.benchmark.probe_cases import N_CANDIDATES, N_MANY_CANDIDATES, Placement
 from opd_evolver.benchmark.prober import Prober
 from opd_evolver.benchmark.statistics import Estimate, Unit, ratio_difference, ratio_interval, units_of
 from opd_evolver.environments import registry
@@ -24,8 +24,17 @@ from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import LEVELS, SCHEMA_VERSION, Level, Record, Split
 from opd_evolver.rollout.runner import EnvironmentPool
 
-PLACEMENTS: tuple[Placement, ...] = ("memory_use", "no_memory", "distractors_only", "override")
-ALL_PROBES = (*PLACEMENTS, "select_f1", "write_exact", "write_hindsight", "maintain_f1")
+PLACEMENTS: tuple[Placement, ...] = (
+    *("memory_use", "no_memory", "distractors_only"),
+    *("wrong_scope", "permuted", "override"),
+)
+ALL_PROBES = (*PLACEMENTS, "select_f1", "select_f1_of_20", "write_exact", "write_hindsight", "maintain_f1")
+# Controls: a memory of other scopes must change nothing, permuted facts must be followed.
+DIFFERENCES = {
+    "use_minus_none": ("memory_use", "no_memory"),
+    "wrong_scope_minus_none": ("wrong_scope", "no_memory"),
+    "permuted_minus_use": ("permuted", "memory_use"),
+}
 # Shown for the families of each level apart, where there are several.
 BY_LEVEL = ("memory_use", "no_memory", "select_f1", "write_exact", "write_hindsight")
 # What a round's report and its gate look at: the rest says how the floor lies and costs time.
@@ -78,8 +87,9 @@ def evaluate_probes(
                 units["steps_per_success"] = units_of(outcomes, "steps_per_success")
     if drift_split is not None:
         units["drift"] = units_of(prober.act("drift", drift_split))
-    if "select_f1" in probes:
-        units["select_f1"] = prober.select()
+    for name, n_candidates in (("select_f1", N_CANDIDATES), ("select_f1_of_20", N_MANY_CANDIDATES)):
+        if name in probes:
+            units[name] = prober.select(n_candidates)
     for name in ("write_exact", "write_hindsight"):
         if name in probes:
             units[name] = prober.write(hindsight=name == "write_hindsight")
@@ -87,8 +97,9 @@ def evaluate_probes(
         units["maintain_f1"] = prober.maintain()
     samples = params.benchmark.bootstrap_samples
     metrics = {name: ratio_interval(found, samples=samples) for name, found in units.items()}
-    if "memory_use" in units and "no_memory" in units:
-        metrics["use_minus_none"] = ratio_difference(units["memory_use"], units["no_memory"], samples=samples)
+    for name, (a, b) in DIFFERENCES.items():
+        if a in units and b in units:
+            metrics[name] = ratio_difference(units[a], units[b], samples=samples)
     for level in params.environments.levels if len(params.environments.levels) > 1 else ():
         of_level = {name: _at_home(units[name], prober, level) for name in BY_LEVEL if name in units}
         # Of very few tasks none may be at home in a level.
