@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +40,8 @@ def bm25(query: Sequence[str], documents: Sequence[Sequence[str]]) -> npt.NDArra
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     columns = {word: column for column, word in enumerate(dict.fromkeys(query))}
     n_columns = len(columns) + 1  # the last one is for words that nobody asked for
-    found = np.array([columns.get(word, n_columns - 1) for document in documents for word in document], dtype=np.int64)
+    words = map(columns.get, chain.from_iterable(documents), repeat(n_columns - 1))
+    found = np.fromiter(words, dtype=np.int64, count=int(lengths.sum()))
     cells = np.repeat(np.arange(n_documents), lengths) * n_columns + found
     counts = np.bincount(cells, minlength=n_documents * n_columns).reshape(n_documents, n_columns)
     norm = K1 * (1.0 - B + B * lengths / (int(lengths.sum()) / n_documents or 1.0))
