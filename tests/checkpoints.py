@@ -30,8 +30,14 @@ NO_SYSTEM = (
 )
 
 
-def byte_level_tokenizer(specials: tuple[str, ...], template: str | None, **named: str) -> Any:
-    """A byte-level BPE with a few merges; `named` are eos_token, pad_token, bos_token."""
+def byte_level_tokenizer(
+    specials: tuple[str, ...],
+    template: str | None,
+    corpus: tuple[str, ...] = CORPUS * 4,
+    vocabulary: int = 400,
+    **named: str,
+) -> Any:
+    """A byte-level BPE, by default with a few merges; `named` are eos_token, pad_token, bos_token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,12 +45,12 @@ def byte_level_tokenizer(specials: tuple[str, ...], template: str | None, **name
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocabulary,
         special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS * 4, trainer)
+    backend.train_from_iterator(corpus, trainer)
     # `<think>` is an added token that is not special, as in Qwen3.
     backend.add_tokens(["<think>"])
     tokenizer = PreTrainedTokenizerFast(
@@ -56,15 +62,14 @@ def byte_level_tokenizer(specials: tuple[str, ...], template: str | None, **name
     return tokenizer
 
 
-def qwen3_tokenizer() -> Any:
-    return byte_level_tokenizer(
-        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+def qwen3_tokenizer(**more: Any) -> Any:
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    return byte_level_tokenizer(specials, CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", **more)
 
 
-def llama_tokenizer() -> Any:
+def llama_tokenizer(**more: Any) -> Any:
     specials = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    return byte_level_tokenizer(specials, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    return byte_level_tokenizer(specials, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", **more)
 
 
 def lfm2_tokenizer() -> Any:
@@ -124,6 +129,35 @@ def tiny_llama(folder: Path, seed: int = 0) -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")],
     )
+    return _saved(LlamaForCausalLM, config, tokenizer, folder, seed)
+
+
+def sized(kind: str, folder: Path, millions: float, seed: int = 0) -> Path:
+    """A `qwen3` or `llama` of about so many parameters: 8 layers, 8 192 pieces learnt from this project's own texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    root = Path(__file__).resolve().parents[1]
+    texts = tuple(file.read_text(encoding="utf-8") for file in sorted(root.glob("docs/*.md")))
+    texts += tuple(file.read_text(encoding="utf-8") for file in sorted(root.glob("opd_evolver/**/*.py")))
+    makers: dict[str, Any] = {"qwen3": qwen3_tokenizer, "llama": llama_tokenizer}
+    tokenizer = makers[kind](corpus=texts, vocabulary=8192)
+    # A layer has about 13.5 width² weights, the embedding one row a piece.
+    width = 64 * max(1, round((millions * 1e6 / (8 * 13.5 + len(tokenizer) / 384)) ** 0.5 / 64))
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": 8,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if kind == "qwen3":
+        config: Any = Qwen3Config(head_dim=64, pad_token_id=tokenizer.pad_token_id, **shape)
+        return _saved(Qwen3ForCausalLM, config, tokenizer, folder, seed)
+    config = LlamaConfig(bos_token_id=tokenizer.bos_token_id, **shape)
     return _saved(LlamaForCausalLM, config, tokenizer, folder, seed)
 
 

@@ -103,10 +103,10 @@ class Children:
         *,
         fork: bool = False,
         resume: bool = False,
-        puppet: bool = False,
+        puppet: str = "",
         **fault: Any,
     ) -> Child:
-        """Begin or resume `name` in the folder `root`; `puppet` as in `_puppet`, `fault` as in `_broken`."""
+        """Begin or resume `name` in the folder `root`; `puppet`: a dialect, see `_puppet`, `fault` as in `_broken`."""
         root.mkdir(parents=True, exist_ok=True)
         asked = {"root": str(root), "name": name, "overrides": overrides, "fork": fork, "resume": resume}
         asked["puppet"] = puppet
@@ -210,10 +210,13 @@ def _broken(die_at: int = 0, after_s: float = 0.0, torn: bool = False, max_bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
 
-def _puppet() -> None:
+def _puppet(dialect: str) -> None:
     """Let a scripted agent play the fast loop in the policy's own tokens: a random policy would learn nothing."""
+    import instruct_world
+    import rollout_world
     from slow_world import Puppet
 
+    agent = {"terse": rollout_world.agent, "instruct": instruct_world.agent}[dialect]
     from opd_evolver.steps import resources
 
     open_policy = resources.policy
@@ -222,7 +225,7 @@ def _puppet() -> None:
         found = open_policy(job, name)
         if job.step not in ("fast_shard", "barrier"):
             return found
-        played = Puppet(found)
+        played = Puppet(found, agent)
         played.version = found.version
         return played
 
@@ -264,7 +267,7 @@ def _child(run: Callable[..., str], asked: dict[str, Any], fault: dict[str, Any]
         os.dup2(log, descriptor)
     _broken(**fault)
     if asked["puppet"]:
-        _puppet()
+        _puppet(asked["puppet"])
     try:
         preset = None if asked["resume"] else "micro"
         run(asked["name"], preset, asked["overrides"] or {}, asked["fork"], asked["resume"])

@@ -41,7 +41,7 @@ def test_a_stock_checkpoint_is_trained_and_measured(
     """The agent of the fast loop is a script in the checkpoint's own tokens; the checkpoint learns and is measured."""
     base = MAKERS[kind](tmp_path / "base")
     given = {**overrides(base, adapter), "fast.tasks_per_domain": 6}
-    assert children.run(tmp_path, "m", given, puppet=True) == 0, driver.said(tmp_path)
+    assert children.run(tmp_path, "m", given, puppet="terse") == 0, driver.said(tmp_path)
     summary = json.loads((tmp_path / "runs/m/rounds/round-001.json").read_text(encoding="utf-8"))
     assert summary["memories"]["tip"] > 0
     assert summary["distil"]["steps"] == driver.SMALL["slow.steps"]
