@@ -90,15 +90,14 @@ def evaluate_probes(
     for name, n_candidates in (("select_f1", N_CANDIDATES), ("select_f1_of_20", N_MANY_CANDIDATES)):
         if name in probes:
             units[name] = prober.select(n_candidates)
-    for name in ("write_exact", "write_hindsight"):
-        if name in probes:
-            units[name] = prober.write(hindsight=name == "write_hindsight")
+    for name in [one for one in ("write_exact", "write_hindsight") if one in probes]:
+        units[name] = prober.write(hindsight=name == "write_hindsight")
     if "maintain_f1" in probes:
         units["maintain_f1"] = prober.maintain()
     samples = params.benchmark.bootstrap_samples
     metrics = {name: ratio_interval(found, samples=samples) for name, found in units.items()}
     for name, (a, b) in DIFFERENCES.items():
-        if a in units and b in units:
+        if units.keys() >= {a, b}:
             metrics[name] = ratio_difference(units[a], units[b], samples=samples)
     for level in params.environments.levels if len(params.environments.levels) > 1 else ():
         of_level = {name: _at_home(units[name], prober, level) for name in BY_LEVEL if name in units}
