@@ -75,7 +75,7 @@ def measure(kind: str, millions: float, folder: Path) -> dict[str, Any]:
         "try peak, MiB": tried["peak_bytes"] / 2**20,
         "round, s": seconds,
         "LoRA steps": summary["distil"]["steps"],
-        "weights changed": summary["digests"]["weights"][:12],
+        "weights of the round": summary["digests"]["weights"][:12],
         "round peak, MiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
         "adapter, MiB": _mib(folder / "adapter" / "adapter"),
         "merged, MiB": _mib(folder / "merged" / "policy"),
