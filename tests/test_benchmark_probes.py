@@ -10,6 +10,7 @@ from opd_evolver.abilities.dialect import HINT
 from opd_evolver.benchmark import probe_cases as cases
 from opd_evolver.benchmark.prober import Prober
 from opd_evolver.benchmark.probes import ALL_PROBES, ProbeReport, evaluate_probes, probe_table, report_json
+from opd_evolver.benchmark.wordings import TEMPLATES
 from opd_evolver.environments import registry
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.errors import SetupError
@@ -147,6 +148,21 @@ def test_controls_place_other_scopes_or_what_now_holds(pool: EnvironmentPool) ->
                 if entry.scope == task.scope and isinstance(entry.content, TipContent)
             }
             assert all(held.get(fact.key) == fact.value for fact in domain.needed(moved.task))
+
+
+def test_tips_in_other_words_say_the_same(pool: EnvironmentPool) -> None:
+    with pool.lend("sql") as env:
+        domain: cases.Probed = env  # type: ignore[assignment]
+        neighbours = cases.Neighbours(domain, "novel-val")
+        seen = set()
+        for task in domain.tasks("novel-val", 40):
+            case = cases.act_case(domain, neighbours, task, "reworded")
+            texts = [entry.content.text for entry in case.entries if isinstance(entry.content, TipContent)]
+            assert all(len(text.split()) > 1 for text in texts)
+            seen |= {" ".join("{}" if word.isdigit() else word for word in text.split()) for text in texts}
+            for fact in domain.needed(task):
+                assert any(fact.value in text.split() for text in texts)
+        assert seen == set(TEMPLATES)
 
 
 def test_a_reader_passes_the_controls_and_one_who_knows_does_not(pool: EnvironmentPool) -> None:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from opd_evolver.abilities import act
+from opd_evolver.benchmark.wordings import reworded
 from opd_evolver.environments.contents import content_of
 from opd_evolver.environments.conventions import DemoSub, Procedural, generator
 from opd_evolver.environments.procedures import words_of
@@ -31,7 +32,9 @@ LAST_ROUND = 9
 POOL_TASKS = 64
 # Refused guesses before the last word of a fact, by how the episode goes.
 MISSES = {"first": 0, "second": 1, "never": 2}
-Placement = Literal["memory_use", "no_memory", "distractors_only", "wrong_scope", "permuted", "override", "drift"]
+Placement = Literal[
+    "memory_use", "no_memory", "distractors_only", "wrong_scope", "permuted", "reworded", "override", "drift"
+]
 
 
 class Probed(Environment, Conventions, Procedural, Protocol):
@@ -133,7 +136,7 @@ def act_case(domain: Probed, neighbours: Neighbours, task: Task, placement: Plac
 
     Two are controls. `wrong_scope`: the needed questions, answered for other scopes only; no better than none.
     `permuted`: the values of the scope's facts change places in the world and in the memory; as good as `memory_use`
-    where the policy reads, and no better than chance where it knows.
+    where the policy reads, and no better than chance where it knows. `reworded`: `memory_use` with tips in other words.
     `drift` is override on a family whose rule has changed in the world: the stale entry holds what was
     true during deployment. Where a policy has taken the old rule into its weights, only obeying the
     newest entry helps.
@@ -152,9 +155,10 @@ def act_case(domain: Probed, neighbours: Neighbours, task: Task, placement: Plac
         return ActCase(task=task, entries=_mixed(_entries(domain, task, others, rng), rng))
     if placement == "wrong_scope":
         return ActCase(task=task, entries=_mixed(_entries(domain, task, neighbours.twins(task, needed, rng), rng), rng))
-    if placement in ("memory_use", "permuted"):
+    if placement in ("memory_use", "permuted", "reworded"):
         others = neighbours.distractors(domain, task, N_DISTRACTORS, rng)
-        return ActCase(task=task, entries=_mixed(_entries(domain, task, [*needed, *others], rng), rng))
+        held = _entries(domain, task, [*needed, *others], rng)
+        return ActCase(task=task, entries=_mixed(reworded(held, rng) if placement == "reworded" else held, rng))
     entries = _entries(domain, task, neighbours.distractors(domain, task, N_OVERRIDE_DISTRACTORS, rng), rng)
     for before, now in zip(old, needed, strict=True):
         stale = before.value if placement == "drift" else wrong_value(domain, now, rng)

@@ -26,7 +26,7 @@ from opd_evolver.rollout.runner import EnvironmentPool
 
 PLACEMENTS: tuple[Placement, ...] = (
     *("memory_use", "no_memory", "distractors_only"),
-    *("wrong_scope", "permuted", "override"),
+    *("wrong_scope", "permuted", "reworded", "override"),
 )
 ALL_PROBES = (*PLACEMENTS, "select_f1", "select_f1_of_20", "write_exact", "write_hindsight", "maintain_f1")
 # Controls: a memory of other scopes must change nothing, permuted facts must be followed.
@@ -36,7 +36,7 @@ DIFFERENCES = {
     "permuted_minus_use": ("permuted", "memory_use"),
 }
 # Shown for the families of each level apart, where there are several.
-BY_LEVEL = ("memory_use", "no_memory", "select_f1", "write_exact", "write_hindsight")
+BY_LEVEL = ("memory_use", "no_memory", "reworded", "select_f1", "write_exact", "write_hindsight")
 # What a round's report and its gate look at: the rest says how the floor lies and costs time.
 RETENTION_PROBES = ("memory_use", "override", "select_f1", "write_exact")
 

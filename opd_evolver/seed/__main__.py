@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--polish-steps", type=int, default=SeedSettings().polish_steps)
     parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
+    parser.add_argument("--domains", nargs="+", default=SeedSettings().domains, help="procedural environments")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=SeedSettings().levels, help="of the families")
     parser.add_argument("--kernel", type=int, default=SeedSettings().kernel, help="words a convolution looks back on")
     parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps=given.steps,
         polish_steps=given.polish_steps,
         drill_steps=given.drill_steps,
+        domains=tuple(given.domains),
         levels=tuple(given.levels),
         kernel=given.kernel,
     )
