@@ -27,6 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
     parser.add_argument("--domains", nargs="+", default=SeedSettings().domains, help="procedural environments")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=SeedSettings().levels, help="of the families")
+    parser.add_argument(
+        "--worded", type=float, default=SeedSettings().worded_share, help="share of tips in other words"
+    )
     parser.add_argument("--kernel", type=int, default=SeedSettings().kernel, help="words a convolution looks back on")
     parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
     parser.add_argument("--save-every", type=int, default=250)
@@ -84,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drill_steps=given.drill_steps,
         domains=tuple(given.domains),
         levels=tuple(given.levels),
+        worded_share=given.worded,
         kernel=given.kernel,
     )
 

@@ -17,6 +17,7 @@ from opd_evolver.records import Ability, Message, Prompt
 from opd_evolver.seed import act_data, drill, maintain_data, select_data, write_data
 from opd_evolver.seed.facts import Conversation
 from opd_evolver.seed.tokenizer import by_word
+from opd_evolver.seed.wordings import wording
 
 DRILL_SHARE = 0.2
 Maker = Callable[[cv.Procedural, np.random.Generator, int], Conversation]
@@ -92,6 +93,7 @@ def batch(
     drill_share: float,
     key: tuple[object, ...],
     lowest_round: int = 1,
+    worded_share: float = 0.0,
 ) -> list[Encoded]:
     """`n` conversations with loss somewhere; the same key always gives the same ones.
 
@@ -102,11 +104,13 @@ def batch(
         drill_share: 1.0 for the drill alone.
         key: counter, such as (seed, step, shard).
         lowest_round: see `SeedSettings.lowest_round`.
+        worded_share: see `SeedSettings`.
     """
     rng = cv.generator("seed-policy", *key)
     found: list[Encoded] = []
-    while len(found) < n:
-        made = encoder.encode(draw(domains, rng, drill_share=drill_share, lowest_round=lowest_round))
-        if any(made.scored):
-            found.append(made)
+    with wording(worded_share):
+        while len(found) < n:
+            made = encoder.encode(draw(domains, rng, drill_share=drill_share, lowest_round=lowest_round))
+            if any(made.scored):
+                found.append(made)
     return found

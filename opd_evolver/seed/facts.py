@@ -25,6 +25,7 @@ from opd_evolver.records import (
     TrajectoryStep,
     TurnRecord,
 )
+from opd_evolver.seed.wordings import worded
 
 MAX_ROUND = 15
 # As `memory.entry_token_budget` in params.
@@ -209,6 +210,7 @@ def other_level(domain: cv.Procedural, scope: str, rng: np.random.Generator) -> 
 
 
 def _entry(domain: cv.Procedural, scope: str, created_round: int, content: Content) -> Entry:
+    content = worded(content, domain.spec.name, scope, created_round)
     return Entry(entry_id="seed", domain=domain.spec.name, scope=scope, content=content, created_round=created_round)
 
 

@@ -12,6 +12,7 @@ class SeedSettings(Record):
         seed: of the initial weights and of all data.
         steps: optimiser steps of the first phase.
         polish_steps: steps after the decay, with fresh optimisers; only there may a fact of round 1 hold.
+        worded_share: of the tips, those that say their value in other words (seed/wordings.py).
         drill_steps: steps at the beginning on the drill alone.
         levels: home levels of the families.
         kernel: words that a short convolution looks back on, its own included.
@@ -28,6 +29,7 @@ class SeedSettings(Record):
     levels: tuple[Level, ...] = LEVELS
     kernel: int = 4
     drill_share: float = 0.2
+    worded_share: float = 0.0
     shards: int = 2
     shard_sequences: int = 64
     microbatches: int = 8

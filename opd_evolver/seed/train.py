@@ -107,6 +107,7 @@ class Trainer:
                 drill_share=share_,
                 key=(settings.seed, number, shard),
                 lowest_round=settings.lowest_round(number),
+                worded_share=settings.worded_share,
             )
             shared.counts[shard] = self._backward(drawn)
             torch.cat([_gradient(p).flatten() for p in self.parameters], out=shared.gradients[shard])

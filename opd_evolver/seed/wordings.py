@@ -1,0 +1,55 @@
+"""Tips in many wordings, so that a policy looks for the value and not for a place.
+
+Half of the words are English, half are letters at random. None of the English ones stands in the templates by which
+unseen wording is measured (`benchmark/wordings.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from opd_evolver.environments.conventions import generator
+from opd_evolver.records import Content, TipContent
+
+TEMPLATES = (
+    *("value {}", "say {}", "{} fits", "goes with {}", "needs {}", "only {} passed"),
+    *("means {}", "pick {} then", "so far {}", "set {}", "they want {}", "{} again"),
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MOST_WORDS, MOST_LETTERS = 4, 8
+_share: ContextVar[float] = ContextVar("_share", default=0.0)
+
+
+@contextmanager
+def wording(share: float) -> Iterator[None]:
+    """Within it this share of the tips are worded."""
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+def worded(content: Content, *entry: object) -> Content:
+    """A tip in some wording, or as it is. The same entry is always worded alike; nothing else is drawn.
+
+    Args:
+        content: of any level.
+        entry: what else names the entry.
+    """
+    if not isinstance(content, TipContent) or _share.get() <= 0.0:
+        return content
+    rng = generator("wording", *entry, content.trigger, content.text)
+    if rng.random() >= _share.get():
+        return content
+    if rng.random() < 0.5:
+        template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+        return content.model_copy(update={"text": template.format(content.text)})
+    words = []
+    for _ in range(int(rng.integers(1, MOST_WORDS + 1))):
+        n = int(rng.integers(2, MOST_LETTERS + 1))
+        words.append("".join(LETTERS[int(at)] for at in rng.integers(len(LETTERS), size=n)))
+    words.insert(int(rng.integers(len(words) + 1)), content.text)
+    return content.model_copy(update={"text": " ".join(words)})

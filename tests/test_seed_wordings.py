@@ -1,0 +1,59 @@
+"""Tips in other words in the seed data: only where asked, moving nothing else, never the measured templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opd_evolver.benchmark import wordings as measured
+from opd_evolver.environments import registry
+from opd_evolver.records import LEVELS, TipContent
+from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed import wordings
+from opd_evolver.seed.data import Encoded, Encoder, batch
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Any, Encoder, tuple[Any, ...]]:
+    domains = tuple(registry.load(name, LEVELS) for name in ("sql", "apps"))
+    tokenizer = vocabulary.build(domains)
+    return tokenizer, Encoder(tokenizer), domains
+
+
+def drawn(made: tuple[Any, Encoder, tuple[Any, ...]], share: float) -> list[Encoded]:
+    _, encoder, domains = made
+    return batch(encoder, domains, 200, drill_share=0.0, key=(0, "wordings"), worded_share=share)
+
+
+def test_templates_of_training_and_of_the_probe_share_no_word() -> None:
+    trained, probed = (
+        {word for one in templates for word in one.split()} for templates in (wordings.TEMPLATES, measured.TEMPLATES)
+    )
+    assert trained & probed == {"{}"}
+
+
+def test_what_is_asked_for_and_replied_stays_the_same(made: tuple[Any, Encoder, tuple[Any, ...]]) -> None:
+    plain, other = drawn(made, 0.0), drawn(made, 0.5)
+    assert plain == drawn(made, 0.0) and other == drawn(made, 0.5)
+    longer = sum(len(b.token_ids) > len(a.token_ids) for a, b in zip(plain, other, strict=True))
+    assert longer > 50
+    for a, b in zip(plain, other, strict=True):
+        assert a.ability == b.ability and len(a.token_ids) <= len(b.token_ids)
+        if a.ability in ("act", "select"):  # what carries loss does not know of the wording
+            replies = [
+                [token for token, scored in zip(one.token_ids, one.scored, strict=True) if scored] for one in (a, b)
+            ]
+            assert replies[0] == replies[1]
+
+
+def test_a_worded_tip_keeps_its_value_and_other_levels_are_left_alone() -> None:
+    tip = TipContent(trigger="late", text="4")
+    assert wordings.worded(tip, "sql", "zora", 1) is tip
+    with wordings.wording(1.0):
+        texts = [wordings.worded(tip, "sql", "zora", round_) for round_ in range(60)]
+        assert texts == [wordings.worded(tip, "sql", "zora", round_) for round_ in range(60)]
+    said = [one.text for one in texts if isinstance(one, TipContent)]
+    assert all("4" in text.split() and text != "4" for text in said) and len(set(said)) > 30
+    places = {text.split().index("4") for text in said}
+    assert len(places) >= 3
