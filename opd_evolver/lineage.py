@@ -172,8 +172,8 @@ def _heads(root: Path, name: str) -> list[Head]:
 
 
 def open_run(root: Path, name: str) -> Run:
-    """The current lineage of an existing run; `name~2` names a lineage outright."""
-    lineage = name
+    """The current lineage of an existing run; `name~2` names a lineage outright, `name~1` the first one."""
+    lineage = name.removesuffix("~1")
     if "~" not in name:
         heads = _heads(root, name)
         lineage = heads[-1].lineage if heads else name

@@ -53,6 +53,8 @@ def test_fork_opens_a_lineage_and_undo_returns(tmp_path: Path) -> None:
     forked = lineage.open_or_create(tmp_path, "a", Params(seed=9), fork=True)
     assert forked.lineage == "a~2"
     assert lineage.open_run(tmp_path, "a").lineage == "a~2"
+    assert lineage.open_run(tmp_path, "a~1").lineage == "a"  # else nothing could name it any more
+    assert lineage.open_run(tmp_path, "a~2").lineage == "a~2"
     assert lineage.undo(tmp_path, "a").lineage == "a"
     assert lineage.open_run(tmp_path, "a").params.seed == 0
     with pytest.raises(SetupError, match="no rollback or fork to undo"):
