@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain, repeat
 from typing import Protocol
 
 import numpy as np
@@ -39,13 +38,17 @@ def bm25(query: Sequence[str], documents: Sequence[Sequence[str]]) -> npt.NDArra
         return scores
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     columns = {word: column for column, word in enumerate(dict.fromkeys(query))}
-    n_columns = len(columns) + 1  # the last one is for words that nobody asked for
-    words = map(columns.get, chain.from_iterable(documents), repeat(n_columns - 1))
-    found = np.fromiter(words, dtype=np.int64, count=int(lengths.sum()))
-    cells = np.repeat(np.arange(n_documents), lengths) * n_columns + found
-    counts = np.bincount(cells, minlength=n_documents * n_columns).reshape(n_documents, n_columns)
+    n_columns = len(columns)
+    cells = [
+        place * n_columns + columns[word]
+        for place, document in enumerate(documents)
+        for word in document
+        if word in columns
+    ]
+    counts = np.bincount(np.array(cells, dtype=np.int64), minlength=n_documents * n_columns)
+    counts = counts.reshape(n_documents, n_columns)
     norm = K1 * (1.0 - B + B * lengths / (int(lengths.sum()) / n_documents or 1.0))
-    for column in range(n_columns - 1):
+    for column in range(n_columns):
         places = np.flatnonzero(counts[:, column])
         idf = math.log(1.0 + (n_documents - len(places) + 0.5) / (len(places) + 0.5))
         tf = counts[places, column]
