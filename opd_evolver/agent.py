@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -55,7 +56,9 @@ class Agent:
         self.policy, self.memory, self.params = policy, memory, params
         self.settings = EpisodeSettings.of(params, read=memory is not None, write=False, greedy=True)
         self.count = policy_count(self.settings.budget_unit, policy)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held = ExitStack()
+        if memory is not None:
+            self._held.callback(memory.close)
 
     @classmethod
     def load(cls, what: str | Path = "champion", *, run: str = "default", device: str | None = None) -> Self:
@@ -72,24 +75,18 @@ class Agent:
             CorruptionError: policy or memory do not match their digests.
         """
         found = export.locate(what, run)
-        folder = tempfile.TemporaryDirectory(prefix="opd-agent-")
-        try:
-            memory = None
-            params = found.params.model_copy(
-                update={"memory": found.params.memory.model_copy(update={"store": "embedded"})}
-            )
+        params, memory = found.params, None
+        with ExitStack() as held:
             if found.memory is not None:
-                live = Path(folder.name) / "live"
-                restore(found.memory, live, params.memory, found.reembeds)
-                memory = Memory.open(live, params.memory, read_only=True)
+                live = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="opd-agent-"))) / "live"
+                embedded = params.memory.model_copy(update={"store": "embedded"})
+                restore(found.memory, live, embedded, found.reembeds)
+                memory = held.enter_context(Memory.open(live, embedded, read_only=True))
             policy = open_policy(
                 params.policy, found.policy, device or load_settings().device, version=found.policy_digest[:16]
             )
-        except BaseException:
-            folder.cleanup()
-            raise
-        agent = cls(policy, memory, params)
-        agent._folder = folder
+            agent = cls(policy, memory, params)
+            agent._held = held.pop_all()
         return agent
 
     def session(self, text: str, *, domain: str, scope: str = "") -> Session:
@@ -124,11 +121,8 @@ class Agent:
 
     def close(self) -> None:
         """Closes the memory and removes its copy; again is a no-op."""
-        if self.memory is not None:
-            self.memory.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-        self.memory, self._folder = None, None
+        self._held.close()
+        self.memory = None
 
     def __enter__(self) -> Self:
         return self

@@ -8,11 +8,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
 
 import driver
 import hypothesis
 import pytest
+from weaviate_server import TestServer, serving
+
+if TYPE_CHECKING:
+    from opd_evolver.params import MemoryParams
 
 # A busy machine is no failure: pytest's own time-out ends what hangs.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -76,6 +81,25 @@ def children() -> Iterator[driver.Children]:
     """Runs of the real flows in forked children; one server for a file, which imports everything heavy once."""
     with driver.Children() as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def weaviate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+    """A real Weaviate server for a file."""
+    with serving(tmp_path_factory.mktemp("weaviate")) as started:
+        yield started
+
+
+@pytest.fixture
+def remote(weaviate: TestServer) -> Iterator[MemoryParams]:
+    """Memory parameters that name that server."""
+    from opd_evolver.params import MemoryParams
+    from opd_evolver.settings import load_settings
+
+    with patch.dict(os.environ, weaviate.settings):
+        load_settings.cache_clear()
+        yield MemoryParams(store="weaviate")
+    load_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from opd_evolver.environments import registry
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.lineage import open_run
+from opd_evolver.memory import embed
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params
 from opd_evolver.policy.local import LocalPolicy
@@ -229,6 +230,17 @@ def test_an_export_is_made_once_and_never_over_another(project: Path, opd: Opd) 
     assert opd(*words, "--round", "1").out == first.out
     other = opd(*words, "--round", "0")
     assert other.code == 2 and "out holds round 1 of `done`" in other.err
+
+
+def test_a_round_of_another_embedder_is_exported_with_what_its_lineage_left_behind(
+    project: Path, opd: Opd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(embed.EMBEDDERS, "hash-64", lambda: embed.HashEmbedder(64))
+    assert opd("memory", "reembed", "--to", "hash-64", "--name", "done").code == 0
+    assert opd("export", "done", "--round", "1", "--to", "out").code == 0
+    with Agent.load("done:1") as here, Agent.load("out") as there:
+        assert here.memory is not None and there.memory is not None
+        assert here.memory.index.embedder.dimension == 64 and here.memory.digest() == there.memory.digest()
 
 
 def test_weights_digest_of_an_export_is_that_of_the_round(project: Path, opd: Opd) -> None:

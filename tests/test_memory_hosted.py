@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from weaviate_server import TestServer, serving
 
 from opd_evolver.memory import stores, weaviate_schema
 from opd_evolver.memory.snapshot import verify
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import MemoryParams
-from opd_evolver.settings import load_settings
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
-    with serving(tmp_path_factory.mktemp("weaviate")) as started:
-        yield started
-
-
-@pytest.fixture
-def remote(server: TestServer) -> Iterator[MemoryParams]:
-    with patch.dict(os.environ, server.settings):
-        load_settings.cache_clear()
-        yield MemoryParams(store="weaviate")
-    load_settings.cache_clear()
 
 
 def test_copy_hosts_a_finished_round_and_counts_and_digests_are_equal(

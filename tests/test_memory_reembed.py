@@ -14,7 +14,7 @@ from conftest import Opd
 from embedding_server import EmbeddingServer, embedding_server, well
 from memory_cases import wave
 from one_line import contents
-from weaviate_server import TestServer, serving
+from weaviate_server import TestServer
 
 from opd_evolver import lineage, step
 from opd_evolver.errors import SetupError
@@ -188,12 +188,6 @@ def test_a_snapshot_of_another_embedder_is_refused_unless_left_behind(tmp_path: 
     assert (found.digest_ledger, found.n_entries) == (info.digest_ledger, info.n_entries)
     with Memory.open(tmp_path / "again", other, read_only=True) as memory:
         assert memory.digest() == found.digest_entries and memory.entries() == read_entries(tmp_path / "snapshot")
-
-
-@pytest.fixture(scope="module")
-def weaviate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
-    with serving(tmp_path_factory.mktemp("weaviate")) as started:
-        yield started
 
 
 @pytest.mark.timeout(600)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_cases import FULL_LEVELS, die, filled, in_child, in_children, tip, wave
-from weaviate_server import TestServer, serving
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.snapshot import restore, write_snapshot
@@ -26,18 +25,12 @@ Opened = Callable[..., Memory]
 TEXT = st.text(max_size=40)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
-    with serving(tmp_path_factory.mktemp("weaviate")) as started:
-        yield started
-
-
 @pytest.fixture(scope="module", params=["embedded", "weaviate"])
 def store(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "embedded":
         yield request.param
         return
-    found = request.getfixturevalue("server")
+    found = request.getfixturevalue("weaviate")
     with patch.dict(os.environ, found.settings):
         load_settings.cache_clear()
         yield request.param

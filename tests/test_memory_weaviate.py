@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from memory_cases import filled, tip, wave
-from weaviate_server import TestServer, serving
+from weaviate_server import TestServer
 
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.memory import stores, weaviate_schema
@@ -25,29 +24,15 @@ from opd_evolver.settings import load_settings
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
-    with serving(tmp_path_factory.mktemp("weaviate")) as started:
-        yield started
-
-
-@pytest.fixture
-def remote(server: TestServer) -> Iterator[MemoryParams]:
-    with patch.dict(os.environ, server.settings):
-        load_settings.cache_clear()
-        yield MemoryParams(store="weaviate")
-    load_settings.cache_clear()
-
-
 def test_a_killed_server_loses_nothing_and_is_waited_for(
-    tmp_path: Path, server: TestServer, remote: MemoryParams
+    tmp_path: Path, weaviate: TestServer, remote: MemoryParams
 ) -> None:
     import threading
 
     with Memory.open(tmp_path, remote) as memory:
         memory.commit(wave(0))
-        server.kill()
-        starter = threading.Timer(1.5, server.start)
+        weaviate.kill()
+        starter = threading.Timer(1.5, weaviate.start)
         starter.start()
         memory.commit(wave(1))
         starter.join()
@@ -62,7 +47,7 @@ def test_a_killed_server_loses_nothing_and_is_waited_for(
 @pytest.mark.parametrize("behind_the_ledger", [False, True])
 def test_a_server_that_stays_down_stops_the_commit_and_nothing_is_lost(
     tmp_path: Path,
-    server: TestServer,
+    weaviate: TestServer,
     remote: MemoryParams,
     capsys: pytest.CaptureFixture[str],
     behind_the_ledger: bool,
@@ -71,7 +56,7 @@ def test_a_server_that_stays_down_stops_the_commit_and_nothing_is_lost(
 
     def killing(ledger: Ledger, *arguments: Any) -> Any:
         done = append(ledger, *arguments)
-        server.kill()
+        weaviate.kill()
         return done
 
     with patch.dict(os.environ, {"OPD_WEAVIATE_PATIENCE_S": "1"}):
@@ -79,7 +64,7 @@ def test_a_server_that_stays_down_stops_the_commit_and_nothing_is_lost(
         memory = Memory.open(tmp_path, remote)
         memory.commit(wave(0))
         if not behind_the_ledger:
-            server.kill()
+            weaviate.kill()
         began = time.monotonic()
         try:
             with (
@@ -90,7 +75,7 @@ def test_a_server_that_stays_down_stops_the_commit_and_nothing_is_lost(
         finally:
             seconds = time.monotonic() - began
             memory.close()
-            server.start()
+            weaviate.start()
         assert "does not answer: waiting (0 s of 1 s)" in capsys.readouterr().err
         assert seconds < 30, "the client's own minute of silent tries is not waited for"
     with Memory.open(tmp_path, remote) as memory:
@@ -169,8 +154,8 @@ def test_no_server_is_one_line_with_its_mend(tmp_path: Path, monkeypatch: pytest
     load_settings.cache_clear()
 
 
-def test_a_wrong_key_is_said_at_once(tmp_path: Path, server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**server.settings, "OPD_WEAVIATE_API_KEY": "wrong"}.items():
+def test_a_wrong_key_is_said_at_once(tmp_path: Path, weaviate: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**weaviate.settings, "OPD_WEAVIATE_API_KEY": "wrong"}.items():
         monkeypatch.setenv(name, value)
     load_settings.cache_clear()
     with pytest.raises(SetupError, match="refuses the key"):

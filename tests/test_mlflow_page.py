@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import browser
 import pytest
-from weaviate_server import free_ports
+from weaviate_server import answers, free_ports
 
 from opd_evolver.tracking import EXPERIMENT, RoundRecord, open_tracker
 
@@ -31,7 +30,7 @@ def served(folder: Path) -> Iterator[str]:
     child = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + START_S
-        while not _answers(f"http://127.0.0.1:{port}/health"):
+        while not answers(f"http://127.0.0.1:{port}/health"):
             assert child.poll() is None and time.monotonic() < deadline, (folder / "ui.log").read_text()[-2000:]
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
@@ -39,15 +38,6 @@ def served(folder: Path) -> Iterator[str]:
         os.killpg(child.pid, 15)
         child.wait(30)
         log.close()
-
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def record(lineage: str, round_: int) -> RoundRecord:

@@ -78,12 +78,7 @@ class TestServer:
             time.sleep(0.1)
 
     def _ready(self) -> bool:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"{self.url}/v1/.well-known/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return answers(f"{self.url}/v1/.well-known/ready")
 
     def kill(self) -> None:
         """kill -9, as a power cut would."""
@@ -99,6 +94,16 @@ class TestServer:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a loopback address says that all is well."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def free_ports(n: int) -> list[int]:

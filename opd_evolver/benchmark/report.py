@@ -101,7 +101,7 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
     }
     for key, words in shown.items():
         if tree["differences"].get(key):
-            lines.append(f"{words}: {_interval(tree['differences'][key], signed=True)}")
+            lines.append(f"{words}: {interval_text(tree['differences'][key], signed=True)}")
     for one in tree["rounds"]:
         if rejected := one.get("rejected"):
             listed = ", ".join(f"{reason} {n}" for reason, n in rejected.items())
@@ -117,7 +117,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _columns_cells(columns: Mapping[str, Any]) -> tuple[str, str, str]:
-    return _interval(columns["alone"]), _interval(columns["with_memory"]), _interval(columns["retention"])
+    return interval_text(columns["alone"]), interval_text(columns["with_memory"]), interval_text(columns["retention"])
 
 
 def _facts_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,7 +129,8 @@ def _facts_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
     return count, *changed, verdict, _time(one.get("seconds")), _tokens(one.get("tokens"))
 
 
-def _interval(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+def interval_text(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """An `estimate_json` as `0.500 [0.400, 0.600]`; a dash where nothing was measured."""
     if not found or found["mean"] is None:
         return "–"
     form = "+.3f" if signed else ".3f"

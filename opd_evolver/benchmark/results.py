@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.statistics import SAMPLES, Estimate, Outcome, units_of
+from opd_evolver.benchmark.statistics import (
+    SAMPLES,
+    Estimate,
+    Outcome,
+    Unit,
+    clusters_of,
+    mean_of,
+    ratio_of,
+    units_of,
+)
 from opd_evolver.records import SCHEMA_VERSION, Record
 
 COLUMNS: dict[str, str] = {
@@ -100,7 +109,7 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
     """
     units = {name: [units_of(one.columns[name]) for one in seeds] for name in COLUMNS}
     means = {name: pooled(by_seed, samples=samples) for name, by_seed in units.items()}
-    values = {name: tuple(_mean(one.columns[name]) for one in seeds) for name in COLUMNS}
+    values = {name: tuple(_mean(one) for one in by_seed) for name, by_seed in units.items()}
     verdicts = []
     for claim in CLAIMS:
         found = pooled_difference(units[claim.of], units[claim.against], samples=samples)
@@ -116,13 +125,11 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
     )
 
 
-def _mean(outcomes: Sequence[Outcome]) -> float:
-    """Mean over domains of the success rates."""
-    by_domain: dict[str, list[bool]] = {}
-    for one in outcomes:
-        by_domain.setdefault(one.domain, []).append(one.success)
-    rates = [sum(found) / len(found) for found in by_domain.values()]
-    return sum(rates) / len(rates)
+def _mean(units: Sequence[Unit]) -> float:
+    """As `statistics.ratio_interval`, without the interval; success always has a denominator."""
+    mean = mean_of([ratio_of(one) for one in clusters_of(units).values()])
+    assert mean is not None
+    return mean
 
 
 def _reached(claim: Claim, found: Estimate) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opd_evolver.benchmark.report import estimate_json, interval_text
 from opd_evolver.benchmark.results import COLUMNS, RETAINED, Results, SeedResult, Verdict
 from opd_evolver.benchmark.statistics import Estimate
 
@@ -119,14 +120,6 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _told(found: Estimate, sign: str = "") -> str:
-    if found.mean is None:
-        return "not measured"
-    if found.low is None or found.high is None:
-        return f"{found.mean:{sign}.3f} (one family: no interval)"
-    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-
-
 def _verdict(one: Verdict) -> str:
     floor = one.claim.per_domain
     least = f"{one.claim.least:+.2f}" + (f", no domain below {floor:+.2f}" if floor is not None else "")
@@ -134,7 +127,16 @@ def _verdict(one: Verdict) -> str:
         f"{name} {each.mean:+.2f}" for name, each in one.found.per_domain.items() if each.mean is not None
     )
     values = ", ".join(f"{value:+.3f}" for value in one.values)
-    return _row([one.claim.name, _told(one.found, "+"), least, values, domains, _reached(one.reached)])
+    return _row(
+        [
+            one.claim.name,
+            interval_text(estimate_json(one.found), signed=True),
+            least,
+            values,
+            domains,
+            _reached(one.reached),
+        ]
+    )
 
 
 def _reached(reached: bool) -> str:
@@ -160,7 +162,14 @@ def _retained(found: Results) -> list[str]:
 def _column(found: Results, name: str) -> str:
     estimate = found.means[name]
     domains = [f"{one.mean:.3f}" if one.mean is not None else "" for one in estimate.per_domain.values()]
-    return _row([COLUMNS[name], _told(estimate), *(f"{value:.3f}" for value in found.values[name]), *domains])
+    return _row(
+        [
+            COLUMNS[name],
+            interval_text(estimate_json(estimate)),
+            *(f"{value:.3f}" for value in found.values[name]),
+            *domains,
+        ]
+    )
 
 
 def _run(one: SeedResult) -> str:

@@ -26,6 +26,7 @@ def rounds(given: argparse.Namespace) -> int:
     if given.seeds < 1:
         raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
     dispatch.need_project()
+    from opd_evolver.benchmark.report import estimate_json, interval_text
     from opd_evolver.benchmark.results import SeedResult, results
     from opd_evolver.steps.evidence import collect
 
@@ -38,8 +39,8 @@ def rounds(given: argparse.Namespace) -> int:
     files = _write(given, pooled)
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
     lines = [
-        f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: {one.found.mean:+.3f} "
-        f"[{one.found.low}, {one.found.high}], asked {one.claim.least:+.2f}"
+        f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: "
+        f"{interval_text(estimate_json(one.found), signed=True)}, asked {one.claim.least:+.2f}"
         for one in pooled.verdicts
     ]
     result(tree, "\n".join([*lines, *files]), as_json=given.json)

@@ -10,13 +10,13 @@ README.md    the card
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from opd_evolver import lineage
+from opd_evolver.benchmark.report import interval_text
 from opd_evolver.durable import new_folder, read_json, write_text
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.lineage import Run
@@ -43,6 +43,7 @@ class AgentCard(Record):
     params: dict[str, Any]
     policy_digest: str
     memory_digest: str | None = None
+    reembeds: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -76,7 +77,7 @@ def locate(what: str | Path, name: str = "default") -> Found:
     """
     told = str(what)
     if (Path(told) / CARD).is_file():
-        return _exported(Path(told))
+        return _exported(Path(told), _card(Path(told)))
     of, _, number = told.rpartition(":")
     if told != CHAMPION and not (of and number.isdigit()):
         raise SetupError(f"no agent `{told}`", f"{CHAMPION}, LINEAGE:ROUND, or a folder with {CARD}", "see opd rounds")
@@ -103,13 +104,16 @@ def _of_run(run: Run, round_: int) -> Found:
     return Found(run.lineage, round_, run.params, folder / "policy", digest, folder / "memory", run.reembeds)
 
 
-def _exported(folder: Path) -> Found:
+def _card(folder: Path) -> AgentCard:
     try:
-        card = AgentCard.model_validate(read_json(folder / CARD))
+        return AgentCard.model_validate(read_json(folder / CARD))
     except ValidationError as error:
         raise CorruptionError(
             f"{folder / CARD} is malformed: {error.errors()[0]['msg']}", "what opd export wrote", "export it again"
         ) from None
+
+
+def _exported(folder: Path, card: AgentCard) -> Found:
     policy, memory = folder / FOLDERS[card.form], folder / "memory"
     _check_weights(policy, card.policy_digest)
     if card.memory_digest is not None:
@@ -118,7 +122,7 @@ def _exported(folder: Path) -> Found:
             raise CorruptionError(f"{memory} is another memory than {CARD} says", "the exported one", "export it again")
     params = validate(card.params, str(folder / CARD))
     kept = memory if card.memory_digest is not None else None
-    return Found(card.lineage, card.round, params, policy, card.policy_digest, kept, ())
+    return Found(card.lineage, card.round, params, policy, card.policy_digest, kept, card.reembeds)
 
 
 def _check_weights(folder: Path, digest: str) -> None:
@@ -148,8 +152,8 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
     from opd_evolver.policy.weights import weights_digest
 
     if target.exists():
-        _exported(target)
-        there = AgentCard.model_validate(read_json(target / CARD))
+        there = _card(target)
+        _exported(target, there)
         if (there.lineage, there.round, there.form) == (run.lineage, round_, form):
             return there
         raise SetupError(
@@ -172,6 +176,7 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
             params=run.params.model_dump(mode="json"),
             policy_digest=weights_digest(building / FOLDERS[form]),
             memory_digest=digests,
+            reembeds=found.reembeds,
         )
         write_text(building / CARD, canonical_json(card) + "\n")
         write_text(building / "README.md", _readme(run, card))
@@ -217,16 +222,10 @@ def _quoted(text: str) -> list[str]:
     return [f"    {line}" for line in text.splitlines() or [""]]
 
 
-def _estimate(tree: Mapping[str, Any] | None) -> str:
-    if not tree:
-        return "not measured"
-    return f"{tree['mean']:.3f} [{tree['low']:.3f}, {tree['high']:.3f}], {tree['n_tasks']} tasks"
-
-
 def _readme(run: Run, card: AgentCard) -> str:
     tree = publish.rounds_tree(run)
     columns = tree["base"]["columns"] if card.round == 0 else tree["rounds"][card.round - 1]["columns"]
-    measured = [f"| {name.replace('_', ' ')} | {_estimate(columns[name])} |" for name in publish.COLUMNS]
+    measured = [f"| {name.replace('_', ' ')} | {interval_text(columns[name])} |" for name in publish.COLUMNS]
     folder = FOLDERS[card.form]
     return "\n".join(
         [
