@@ -26,6 +26,7 @@ from opd_evolver.sections import (
     FastParams,
     FlowParams,
     GateParams,
+    HeadroomParams,
     LoraParams,
     MemoryParams,
     PolicyParams,
@@ -46,6 +47,7 @@ __all__ = [
     "FastParams",
     "FlowParams",
     "GateParams",
+    "HeadroomParams",
     "LoraParams",
     "MemoryParams",
     "Params",
@@ -64,7 +66,10 @@ __all__ = [
 
 
 # (section, key, value that does what was done before the key existed)
-ADDED: tuple[tuple[str, str, Any], ...] = (("policy", "thinking", False),)
+ADDED: tuple[tuple[str, str, Any], ...] = (
+    ("policy", "thinking", False),
+    ("environments", "headroom", HeadroomParams().model_dump(mode="json")),
+)
 
 
 class Params(Section):

@@ -55,11 +55,27 @@ class PolicyParams(Section):
     thinking: bool | None = Field(False, description="of an endpoint's model; null leaves it to the server")
 
 
+class HeadroomParams(Section):
+    """What deployment holds that only outcomes can teach (`environments/headroom.py`); all shares 0: nothing."""
+
+    misleading: float = Field(0.0, ge=0, le=1, description="share of a domain's keys of tips that have exceptions")
+    exceptions: float = Field(0.3, ge=0, le=1, description="share of the tasks about such a key that are exceptions")
+    drift: float = Field(0.0, ge=0, le=1, description="share of the deployed tips that change during deployment")
+    drift_after: int = Field(60, ge=0, description="tasks of deploy-train and domain before they change")
+    one_off: float = Field(0.0, ge=0, le=1, description="share of the double tasks that ask what never comes again")
+    wording: float = Field(0.0, ge=0, le=1, description="share of the tips that are noted in other words")
+
+    @property
+    def is_on(self) -> bool:
+        return max(self.misleading, self.drift, self.one_off, self.wording) > 0
+
+
 class EnvironmentParams(Section):
     """`levels`: which memory level the families' hidden rules ask for, by turns; beyond tips an order of moves."""
 
     domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
     levels: tuple[Level, ...] = Field(("tip", "skill", "tool", "trajectory"), min_length=1)
+    headroom: HeadroomParams = HeadroomParams()
 
 
 class MemoryParams(Section):

@@ -58,7 +58,7 @@ class World:
             self._step = job.step
             return run_step(job)
 
-        def load(name: str, levels: Sequence[Level] = ()) -> Marked:
+        def load(name: str, levels: Sequence[Level] = (), headroom: object = None) -> Marked:
             return Marked(name, self.asked[self._step], lost)
 
         with patch.object(step, "run", noting), patch.object(registry, "load", load):

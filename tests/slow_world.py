@@ -17,7 +17,7 @@ from opd_evolver.fast.maintenance import MaintenanceSettings
 from opd_evolver.fast.wave import plan_epoch
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
-from opd_evolver.params import Params
+from opd_evolver.params import EnvironmentParams, Params
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import Attribution, Entry, GenerationRequest, LedgerRow, Prompt, Reply
@@ -79,7 +79,10 @@ def play(folder: Path, responder: Responder = spoilt, positions: int = 2048, **o
     many = registry.load("sql", ("tip",)).tasks("deploy-train", 6 * params.fast.tasks_per_domain)
     families = {task.family for task in many[:2]}
     tasks = [task for task in many if task.family in families]
-    with Memory.open(folder / "live", params.memory) as memory, EnvironmentPool(registry.loader(("tip",))) as pool:
+    with (
+        Memory.open(folder / "live", params.memory) as memory,
+        EnvironmentPool(registry.loader(EnvironmentParams(levels=("tip",)))) as pool,
+    ):
         runner = Runner(Puppet(local, responder), pool, memory, EpisodeSettings.of(params))
         run_epoch(memory, plan_epoch(params, 1, {"sql": tasks}), runner, MaintenanceSettings.of(params))
         rows, entries = list(memory.ledger.rows()), memory.entries(live_only=False)

@@ -20,7 +20,7 @@ from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.snapshot import write_snapshot
 from opd_evolver.memory.store import Memory, entry_of
-from opd_evolver.params import Params
+from opd_evolver.params import EnvironmentParams, Params
 from opd_evolver.policy.protocol import Policy
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.records import Proposal, Task, TipContent
@@ -45,7 +45,7 @@ ESTIMATE = {"mean", "low", "high", "n_tasks", "n_families", "per_domain"}
 
 @pytest.fixture
 def pool() -> Iterator[EnvironmentPool]:
-    with EnvironmentPool(registry.loader(TIPS_ONLY)) as opened:
+    with EnvironmentPool(registry.loader(EnvironmentParams(levels=TIPS_ONLY))) as opened:
         yield opened
 
 
@@ -169,7 +169,7 @@ def test_an_outage_is_an_error_and_leaves_no_result(tmp_path: Path) -> None:
         def step(self, action: str) -> object:
             raise OutageError("engine down")
 
-    with EnvironmentPool(registry.loader(TIPS_ONLY)) as healthy:
+    with EnvironmentPool(registry.loader(EnvironmentParams(levels=TIPS_ONLY))) as healthy:
         held_out = Benchmark(PARAMS, healthy, ResultStore(None)).tasks("deploy-test", 2)
     with EnvironmentPool(lambda name: Down()) as broken, pytest.raises(OutageError):
         run_column(source(reader()), None, held_out[:2], FrozenProtocol(), PARAMS, broken, ResultStore(tmp_path))

@@ -14,7 +14,7 @@ from opd_evolver.benchmark.wordings import TEMPLATES
 from opd_evolver.environments import registry
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.errors import SetupError
-from opd_evolver.params import Params
+from opd_evolver.params import EnvironmentParams, Params
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.records import GenerationRequest, Prompt, TipContent
 from opd_evolver.rollout.runner import EnvironmentPool
@@ -26,7 +26,7 @@ PARAMS = Params.model_validate({"environments": {"levels": TIPS_ONLY}, "benchmar
 
 @pytest.fixture
 def pool() -> Iterator[EnvironmentPool]:
-    with EnvironmentPool(registry.loader(TIPS_ONLY)) as opened:
+    with EnvironmentPool(registry.loader(EnvironmentParams(levels=TIPS_ONLY))) as opened:
         yield opened
 
 

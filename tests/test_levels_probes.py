@@ -9,7 +9,7 @@ import pytest
 
 from opd_evolver.benchmark.probes import evaluate_probes
 from opd_evolver.environments import registry
-from opd_evolver.params import Params
+from opd_evolver.params import EnvironmentParams, Params
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.records import LEVELS, GenerationRequest, Prompt
 from opd_evolver.rollout.runner import EnvironmentPool
@@ -36,13 +36,13 @@ def tidy(prompt: Prompt, request: GenerationRequest) -> str:
 
 @pytest.mark.parametrize(("policy", "expected"), [(tidy, 1.0), (lambda prompt, request: "finish", 0.0)])
 def test_maintenance_is_measured_by_what_it_retires(policy: Responder, expected: float) -> None:
-    with EnvironmentPool(registry.loader(LEVELS)) as pool:
+    with EnvironmentPool(registry.loader(EnvironmentParams(levels=LEVELS))) as pool:
         report = evaluate_probes(ScriptedPolicy(policy), pool, "novel-test", 32, PARAMS, probes=("maintain_f1",))
     assert report.metrics["maintain_f1"].mean == expected
 
 
 def test_the_entry_of_each_level_decides_its_families() -> None:
-    with EnvironmentPool(registry.loader(LEVELS)) as pool:
+    with EnvironmentPool(registry.loader(EnvironmentParams(levels=LEVELS))) as pool:
         report = evaluate_probes(reader(), pool, "novel-test", 64, PARAMS)
     found = {name: one.mean for name, one in report.metrics.items()}
     for name in ("memory_use", "override", "select_f1", "write_exact", "write_hindsight"):

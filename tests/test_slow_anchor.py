@@ -13,6 +13,7 @@ from opd_evolver.environments import registry
 from opd_evolver.environments.conventions import group_of, syllables
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Conventions
+from opd_evolver.params import EnvironmentParams
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import Entry, TipContent
 from opd_evolver.slow import anchor
@@ -28,7 +29,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> LocalPolicy:
 
 @pytest.fixture(scope="module")
 def anchors(local: LocalPolicy) -> list[anchor.Anchor]:
-    return anchor.build(Puppet(local, agent), registry.loader(TIPS_ONLY), PARAMS)
+    return anchor.build(Puppet(local, agent), registry.loader(EnvironmentParams(levels=TIPS_ONLY)), PARAMS)
 
 
 def scopes(local: LocalPolicy, found: anchor.Anchor) -> str:
@@ -60,7 +61,9 @@ def test_acting_is_rehearsed_with_memories_only(local: LocalPolicy, anchors: lis
 
 
 def test_the_same_seed_gives_the_same_anchors(local: LocalPolicy, anchors: list[anchor.Anchor], tmp_path: Path) -> None:
-    digest = anchor.write(Puppet(local, agent), registry.loader(TIPS_ONLY), PARAMS, tmp_path / anchor.ANCHORS)
+    digest = anchor.write(
+        Puppet(local, agent), registry.loader(EnvironmentParams(levels=TIPS_ONLY)), PARAMS, tmp_path / anchor.ANCHORS
+    )
     assert read_lines(tmp_path / anchor.ANCHORS, anchor.Anchor, digest) == anchors
 
 

@@ -171,7 +171,7 @@ def evaluate_seed(
     environments = chosen.environments.model_copy(update={name: some for name, some in wanted.items() if some})
     chosen = chosen.model_copy(update={"environments": environments})
     policy = open_policy(chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"}))
-    with EnvironmentPool(registry.loader(chosen.environments.levels)) as pool:
+    with EnvironmentPool(registry.loader(chosen.environments)) as pool:
         return report_json(evaluate_probes(policy, pool, split, n_tasks, chosen))
 
 

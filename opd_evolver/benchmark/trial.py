@@ -140,7 +140,7 @@ def run(policy: Policy, environment: str, n_tasks: int, params: Params) -> Trial
         "opd try",
     )
     watched = _WatchedTokens(policy) if isinstance(policy, TokenPolicy) else _Watched(policy)
-    load = registry.loader(small.environments.levels)
+    load = registry.loader(small.environments)
     with tempfile.TemporaryDirectory(prefix="opd-try-") as folder, EnvironmentPool(load) as pool:
         with pool.lend(environment) as env:
             tasks = _related(env.tasks("deploy-train", LOOKED_AT * n_tasks), n_tasks)

@@ -19,9 +19,12 @@ from opd_evolver.environments import awm, service
 from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Asked, Attempts, wording
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.headroom import NONE
+from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Fact, Level, Split, Step, Task
+from opd_evolver.records import Level, Step, Task
+from opd_evolver.sections import HeadroomParams
 
 # More calls in one action would let an agent try every order at once.
 MAX_CALLS = 2
@@ -54,30 +57,26 @@ SPEC = cv.Domain(
 )
 
 
-class Apps:
+class Apps(ProceduralDomain):
     """The `apps` domain.
 
     Args:
         world_seed: fixes the conventions of all families.
         levels: home levels of the families, by turns.
+        headroom: see `environments/headroom.py`.
     """
 
     domain = "apps"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
-        self.world_seed = world_seed
-        self.spec = SPEC.at(levels)
-        self._task: Task | None = None
+    def __init__(
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+    ) -> None:
+        super().__init__(world_seed, levels, headroom)
         self._db: sqlite3.Connection | None = None
         self._before: dict[int, str] = {}
-        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
-
-    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
-        """See `environments/tasks.py`."""
-        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """A fresh service for `task`; the first observation is the stage that an order begins with, else empty."""
@@ -126,24 +125,7 @@ class Apps:
             self._db.close()
             self._db = None
 
-    # ── Oracle and Conventions ──
-
-    def oracle(self, task: Task) -> str:
-        """The right calls for the current move."""
-        moves = task_list.moves_of(task)
-        move = moves[min(self._attempts.place, len(moves) - 1)]
-        return self.action(move, task_list.word_of(task, move))
-
-    def facts(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.facts_of(task)
-
-    def needed(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.needed_facts(task)
-
     # ── Procedural ──
-
-    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(self.spec, world, rng)
 
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         if self.spec.procedure(sub.key):
@@ -153,9 +135,6 @@ class Apps:
     def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
         next_text = sub.again if not ok else "" if is_last else sub.next_text
         return wording("ok" if ok else "no", "", next_text)
-
-    def values(self, key: str) -> tuple[str, ...]:
-        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         spoken = "call then next ok no error unknown too many calls not a"

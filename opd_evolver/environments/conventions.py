@@ -43,6 +43,9 @@ N_FAMILIES: dict[Split, int] = {
 N_FACTS = 6
 # So many of them are of the home level of a family whose home is not `tip`; the others are tips.
 N_HOME = 4
+# In what circumstances a task comes: the last word of its text, if any. In the seed data it never means a thing.
+CONTEXTS = ("rush", "night", "guest", "trial")
+P_CONTEXT = 0.15
 # Facts a task needs, by turns: 40 % of all tasks need two.
 SIZES = (1, 2, 1, 2, 1)
 
@@ -117,6 +120,16 @@ def _hash(*parts: object) -> bytes:
 def generator(*parts: object) -> np.random.Generator:
     """A generator of its own for each tuple of parts: counter-based, no shared state."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_hash(*parts)[:16], "big")))
+
+
+def uniform(*parts: object) -> float:
+    """A number in [0, 1) of its own for each tuple of parts."""
+    return int.from_bytes(_hash(*parts)[:7], "big") / 2**56
+
+
+def draw_below(n: int, *parts: object) -> int:
+    """A number from 0 to n - 1 of its own for each tuple of parts."""
+    return int(uniform(*parts) * n)
 
 
 def group_of(first: str, second: str) -> str:
@@ -234,22 +247,27 @@ def random_subs(spec: Domain, world: World, rng: np.random.Generator) -> tuple[S
     return tuple(Sub(key, args[int(rng.integers(len(args)))]) for key, args in asked)
 
 
-def task_text(spec: Domain, scope: str, subs: Sequence[Sub]) -> str:
-    """`zora count late then sum held`."""
-    return f"{scope} " + " then ".join(spec.phrase(sub) for sub in subs)
+def task_text(spec: Domain, scope: str, subs: Sequence[Sub], context: str = "") -> str:
+    """`zora count late then sum held`, or with its context: `zora count late then sum held rush`."""
+    return f"{scope} " + " then ".join(spec.phrase(sub) for sub in subs) + (f" {context}" if context else "")
 
 
 def demo_task(spec: Domain, world: World, rng: np.random.Generator) -> DemoTask:
-    """A random task of `world` with its sub-questions spelt out."""
-    return demo_of(spec, world, random_subs(spec, world, rng))
+    """A random task of `world` with its sub-questions spelt out, some in a context."""
+    return demo_of(spec, world, random_subs(spec, world, rng), any_context(rng))
 
 
-def demo_of(spec: Domain, world: World, subs: Sequence[Sub]) -> DemoTask:
+def any_context(rng: np.random.Generator) -> str:
+    """Mostly none."""
+    return CONTEXTS[int(rng.integers(len(CONTEXTS)))] if rng.random() < P_CONTEXT else ""
+
+
+def demo_of(spec: Domain, world: World, subs: Sequence[Sub], context: str = "") -> DemoTask:
     """A task of `world` that asks `subs`, with its moves spelt out."""
     moves = [move for sub in subs for move in pr.moves(sub.key, sub.arg, world.facts[sub.key])]
     texts = [spec.asked(world.scope, move) for move in moves] + [""]
     return DemoTask(
-        text=task_text(spec, world.scope, subs),
+        text=task_text(spec, world.scope, subs, context),
         subs=tuple(
             DemoSub(move.key, move.arg, texts[i], texts[i + 1], move.stage, spec.again(world.scope, move))
             for i, move in enumerate(moves)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments.procedures import Move, Procedure
 from opd_evolver.records import Level
+from opd_evolver.sections import HeadroomParams
 
 TIPS_ONLY: tuple[Level, ...] = ("tip",)
 
@@ -36,6 +37,7 @@ class Domain:
         step_args: arguments of a sub-question that asks for an order.
         procedures: keys by level, beyond tips.
         levels: home levels of the families, by turns; `("tip",)` leaves the procedures out.
+        headroom: what only outcomes can teach, see `environments/headroom.py`.
     """
 
     name: str
@@ -49,10 +51,11 @@ class Domain:
     step_args: tuple[str, ...] = ()
     procedures: tuple[Procedure, ...] = ()
     levels: tuple[Level, ...] = TIPS_ONLY
+    headroom: HeadroomParams = field(default_factory=HeadroomParams)
 
-    def at(self, levels: Sequence[Level]) -> Domain:
-        """The same domain with families of these home levels."""
-        return replace(self, levels=tuple(levels))
+    def at(self, levels: Sequence[Level], headroom: HeadroomParams | None = None) -> Domain:
+        """The same domain with families of these home levels, and with this headroom (None: none)."""
+        return replace(self, levels=tuple(levels), headroom=headroom or HeadroomParams())
 
     def procedure(self, key: str) -> Procedure | None:
         """What orders `key` has; None for a tip's key."""

@@ -18,9 +18,12 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import extras
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Asked, Attempts, wording
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.headroom import NONE
+from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Fact, Level, Split, Step, Task
+from opd_evolver.records import Level, Step, Task
+from opd_evolver.sections import HeadroomParams
 
 if TYPE_CHECKING:
     from opd_evolver.environments.household_house import Hands, House, Place
@@ -62,12 +65,13 @@ SPEC = cv.Domain(
 )
 
 
-class Household:
+class Household(ProceduralDomain):
     """The `household` domain.
 
     Args:
         world_seed: fixes the conventions of all families.
         levels: home levels of the families, by turns.
+        headroom: see `environments/headroom.py`.
 
     Raises:
         MissingExtra: textworld-express or its Java is not installed.
@@ -76,21 +80,16 @@ class Household:
     domain = "household"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
+    def __init__(
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+    ) -> None:
         extras.require("household")
-        self.world_seed = world_seed
-        self.spec = SPEC.at(levels)
-        self._task: Task | None = None
+        super().__init__(world_seed, levels, headroom)
         self._game: Game | None = None
         self._hands: Hands | None = None
         self._named: dict[str, Place] = {}
-        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
-
-    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
-        """See `environments/tasks.py`."""
-        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """The first house of `task`; the first observation is the stage that an order begins with, else empty.
@@ -150,24 +149,7 @@ class Household:
         """Leave the house; the Java process serves other instances and ends with ours."""
         self._game = self._hands = None
 
-    # ── Oracle and Conventions ──
-
-    def oracle(self, task: Task) -> str:
-        """The right macro for the current move."""
-        moves = task_list.moves_of(task)
-        move = moves[min(self._attempts.place, len(moves) - 1)]
-        return self.action(move, task_list.word_of(task, move))
-
-    def facts(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.facts_of(task)
-
-    def needed(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.needed_facts(task)
-
     # ── Procedural ──
-
-    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(self.spec, world, rng)
 
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         if self.spec.procedure(sub.key):
@@ -177,9 +159,6 @@ class Household:
     def observation(self, sub: cv.DemoSub, ok: bool, is_last: bool, rng: np.random.Generator) -> str:
         next_text = sub.again if not ok else "" if is_last else sub.next_text
         return wording("ok" if ok else "no", "", next_text)
-
-    def values(self, key: str) -> tuple[str, ...]:
-        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         spoken = "put then next ok no error not a macro nothing called that here"

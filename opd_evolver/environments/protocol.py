@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from opd_evolver.records import Fact, Split, Step, Task, ToolContent
+from opd_evolver.records import Content, Fact, Split, Step, Task, ToolContent
 
 
 @runtime_checkable
@@ -54,6 +54,15 @@ class Conventions(Protocol):
 
     def needed(self, task: Task) -> tuple[Fact, ...]:
         """The facts this task needs, in the order in which they are needed."""
+        ...
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """Optional: a deployment that keeps what an agent writes in its own words."""
+
+    def noted(self, task: Task, content: Content) -> Content:
+        """What the memory keeps of `content`, of the same level. Deterministic; says nothing that was not said."""
         ...
 
 

@@ -17,6 +17,7 @@ from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.records import Level, Split, Step, Task
+from opd_evolver.sections import EnvironmentParams, HeadroomParams
 
 T = TypeVar("T")
 GROUP = "opd_evolver.environments"
@@ -37,23 +38,25 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*BUILT_IN, *(point.name for point in importlib.metadata.entry_points(group=GROUP))}))
 
 
-def loader(levels: Sequence[Level]) -> Callable[[str], Environment]:
-    """`load` for families of these home levels, as pools of environments want it."""
-    return lambda name: load(name, levels)
+def loader(worlds: EnvironmentParams) -> Callable[[str], Environment]:
+    """`load` for these levels and this headroom, as pools of environments want it."""
+    return lambda name: load(name, worlds.levels, worlds.headroom)
 
 
-def load(name: str, levels: Sequence[Level] = TIPS_ONLY) -> Environment:
+def load(name: str, levels: Sequence[Level] = TIPS_ONLY, headroom: HeadroomParams | None = None) -> Environment:
     """A new instance of an environment.
 
     Args:
         name: a built-in domain or an entry point of the group `opd_evolver.environments`.
         levels: home levels of the families of a built-in domain; an outside one has its own.
+        headroom: of a built-in domain, see `environments/headroom.py`; None: none.
 
     Raises:
         SetupError: the name is unknown (the nearest one is named), its package cannot be imported, or what it
             names is not an environment.
     """
-    made = _factory(name)(levels=levels) if name in BUILT_IN else _factory(name)()
+    known = {"levels": levels, "headroom": headroom or HeadroomParams()} if name in BUILT_IN else {}
+    made = _factory(name)(**known)
     if not isinstance(made, Environment):
         raise SetupError(
             f"environment {name!r} is a {type(made).__name__} without {', '.join(_missing(made))}",

@@ -17,10 +17,13 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import shell_commands as sh
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Asked, Attempts, wording
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.headroom import NONE
+from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.environments.shell_tree import FILE_MODE, Node, Tree, folder
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.records import Fact, Level, Split, Step, Task
+from opd_evolver.records import Level, Step, Task
+from opd_evolver.sections import HeadroomParams
 
 # fmt: off
 SERVICES = (
@@ -74,30 +77,26 @@ def log_of(scope: str, world_seed: int, service: str) -> dict[str, tuple[int, in
     return {name: (int(faults[i]), int(lasts[i])) for i, name in enumerate(FOLDERS)}
 
 
-class Shell:
+class Shell(ProceduralDomain):
     """The `shell` domain.
 
     Args:
         world_seed: fixes the conventions and the logs of all families.
         levels: home levels of the families, by turns.
+        headroom: see `environments/headroom.py`.
     """
 
     domain = "shell"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
-        self.world_seed = world_seed
-        self.spec = SPEC.at(levels)
-        self._task: Task | None = None
+    def __init__(
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+    ) -> None:
+        super().__init__(world_seed, levels, headroom)
         self._tree: Tree | None = None
         self._now: dict[str, Node] = {}
-        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
-
-    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
-        """See `environments/tasks.py`."""
-        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """A fresh tree for `task`; the first observation is the stage that an order begins with, else empty."""
@@ -172,24 +171,7 @@ class Shell:
             self._tree.close()
             self._tree = None
 
-    # ── Oracle and Conventions ──
-
-    def oracle(self, task: Task) -> str:
-        """The right command for the current move."""
-        moves = task_list.moves_of(task)
-        move = moves[min(self._attempts.place, len(moves) - 1)]
-        return self.action(move, task_list.word_of(task, move))
-
-    def facts(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.facts_of(task)
-
-    def needed(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.needed_facts(task)
-
     # ── Procedural ──
-
-    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(self.spec, world, rng)
 
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         if self.spec.procedure(sub.key):
@@ -202,9 +184,6 @@ class Shell:
             number = str(int(rng.integers(*(N_FAULTS if sub.arg == "faults" else LAST_LINE))))
         next_text = sub.again if not ok else "" if is_last else sub.next_text
         return wording("ok" if ok else "no", number, next_text)
-
-    def values(self, key: str) -> tuple[str, ...]:
-        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         """Numbers are made of digits; a tokenizer may read each digit on its own."""

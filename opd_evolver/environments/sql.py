@@ -18,10 +18,13 @@ import numpy as np
 from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
-from opd_evolver.environments.attempts import Asked, Attempts, wording
+from opd_evolver.environments.attempts import Attempts, wording
+from opd_evolver.environments.headroom import NONE
+from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.environments.sql_sandbox import QueryError, Sandbox, Table
 from opd_evolver.errors import SetupError
-from opd_evolver.records import Fact, Level, Split, Step, Task
+from opd_evolver.records import Level, Step, Task
+from opd_evolver.sections import HeadroomParams
 
 # fmt: off
 STATUS = (
@@ -90,29 +93,25 @@ def overlap(got: Sequence[tuple[object, ...]], gold: Sequence[tuple[object, ...]
     return (left & right).total() / union if union else 1.0
 
 
-class Sql:
+class Sql(ProceduralDomain):
     """The `sql` domain.
 
     Args:
         world_seed: fixes the conventions and the data of all families.
         levels: home levels of the families, by turns.
+        headroom: see `environments/headroom.py`.
     """
 
     domain = "sql"
     spec = SPEC
 
-    def __init__(self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY) -> None:
-        self.world_seed = world_seed
-        self.spec = SPEC.at(levels)
-        self._task: Task | None = None
+    def __init__(
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+    ) -> None:
+        super().__init__(world_seed, levels, headroom)
         self._sandbox: Sandbox | None = None
-        self._attempts = Attempts([Asked("")])
 
     # ── Environment ──
-
-    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
-        """See `environments/tasks.py`."""
-        return task_list.tasks(self.spec, split, n, seed, self.world_seed)
 
     def reset(self, task: Task) -> str:
         """A fresh in-memory database; the first observation is the stage that an order begins with, else empty."""
@@ -148,24 +147,7 @@ class Sql:
             self._sandbox.close()
             self._sandbox = None
 
-    # ── Oracle and Conventions ──
-
-    def oracle(self, task: Task) -> str:
-        """The gold query of the current move."""
-        moves = task_list.moves_of(task)
-        move = moves[min(self._attempts.place, len(moves) - 1)]
-        return self.action(move, task_list.word_of(task, move))
-
-    def facts(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.facts_of(task)
-
-    def needed(self, task: Task) -> tuple[Fact, ...]:
-        return task_list.needed_facts(task)
-
     # ── Procedural ──
-
-    def demo(self, world: cv.World, rng: np.random.Generator) -> cv.DemoTask:
-        return cv.demo_task(self.spec, world, rng)
 
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         if self.spec.procedure(sub.key):
@@ -179,9 +161,6 @@ class Sql:
         ranges = {"count": COUNTS, "sum": (LOWEST[0] + HIGHEST[0], 700), "max": HIGHEST, "min": LOWEST}
         number = str(int(rng.integers(*ranges[sub.arg])))
         return wording("ok" if ok else "no", number, "" if is_last or not ok else sub.next_text)
-
-    def values(self, key: str) -> tuple[str, ...]:
-        return self.spec.values_of(key)
 
     def words(self) -> tuple[str, ...]:
         """Numbers are made of digits; a tokenizer may read each digit on its own."""

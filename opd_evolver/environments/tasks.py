@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from opd_evolver.environments import headroom
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments.attempts import Asked
 from opd_evolver.environments.conventions import (
@@ -44,15 +45,22 @@ def _task(spec: Domain, families: Sequence[World], split: Split, i: int, seed: i
     rng = generator("arguments", spec.name, world.world_seed, world.scope, split, seed, turn)
     args = choices[int(rng.integers(len(choices)))]
     subs = [Sub(key, arg) for key, arg in zip(keys, args, strict=True)]
+    facts = headroom.facts_at(spec, world, split, i)
+    if (once := headroom.one_off(spec, world, split, subs, seed, turn)) is not None:
+        subs[-1], facts[once[0].key] = once
+    if context := headroom.context_of(spec, world, split, [sub.key for sub in subs], seed, turn):
+        facts = headroom.in_context(spec, world, facts, [sub.key for sub in subs])
+    kinds = headroom.kinds_of(spec, world, split, subs)
     return Task(
         task_id=f"{spec.name}-w{world.world_seed}-{split}-s{seed}-{i:06d}",
         domain=spec.name,
         scope=world.scope,
         family=world.family,
         split=split,
-        text=task_text(spec, world.scope, subs),
-        gold={"subs": [list(sub) for sub in subs], "facts": dict(world.facts), "world_seed": world.world_seed}
-        | ({} if spec.levels == TIPS_ONLY else {"home": world.home}),
+        text=task_text(spec, world.scope, subs, context),
+        gold={"subs": [list(sub) for sub in subs], "facts": facts, "world_seed": world.world_seed}
+        | ({} if spec.levels == TIPS_ONLY else {"home": world.home})
+        | ({"headroom": kinds} if kinds else {}),
     )
 
 

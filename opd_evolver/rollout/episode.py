@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from opd_evolver.abilities import dialects
-from opd_evolver.environments.protocol import Environment
+from opd_evolver.environments.protocol import Environment, Notes
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.records import (
@@ -177,7 +177,13 @@ def _act(
 
 
 def _write(
-    rollout: Rollout, played: Played, injected: Sequence[Entry], settings: EpisodeSettings, calls: Calls, count: Count
+    rollout: Rollout,
+    env: Environment,
+    played: Played,
+    injected: Sequence[Entry],
+    settings: EpisodeSettings,
+    calls: Calls,
+    count: Count,
 ) -> Generator[GenerationRequest, Reply, tuple[tuple[Proposal, ...], tuple[str, ...]]]:
     if not settings.write or settings.write_limit == 0:
         return (), ()
@@ -201,9 +207,12 @@ def _write(
         episode_return=played.episode_return,
         success=played.success,
     )
+    contents = (
+        [env.noted(task, content) for content in written.contents] if isinstance(env, Notes) else written.contents
+    )
     proposals = tuple(
         Proposal(domain=task.domain, scope=task.scope, content=content, source_episodes=(rollout.rollout_id,))
-        for content in written.contents
+        for content in contents
     )
     return proposals, written.rejected
 
@@ -269,7 +278,7 @@ def episode(
     calls = Calls(rollout.rollout_id, rollout.round, settings.seed)
     selection = yield from select(rollout, memory, settings, calls, count)
     played = yield from _act(rollout, env, selection.injected, settings, calls, count, sandbox)
-    proposals, rejected = yield from _write(rollout, played, selection.injected, settings, calls, count)
+    proposals, rejected = yield from _write(rollout, env, played, selection.injected, settings, calls, count)
     return Episode(
         row=_row(rollout, selection, played, calls, dialects.of(settings.dialect).renderer),
         proposals=proposals,

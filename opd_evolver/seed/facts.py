@@ -180,13 +180,16 @@ def entries(domain: cv.Procedural, facts: Sequence[Noted], rng: np.random.Genera
 
 
 def content_of(domain: cv.Procedural, fact: Noted, rng: np.random.Generator) -> Content:
-    """As `contents.content_of`; some logs go on with something else, won or not."""
-    if domain.spec.level_of(fact.key) != "trajectory" or not chance(0.25, rng):
+    """As `contents.content_of`; some logs go on with something else, won or not, and some name a context."""
+    if domain.spec.level_of(fact.key) != "trajectory":
         return contents.content_of(domain, fact.scope, fact.key, fact.value, rng)
-    other_key = any_key(domain, rng, [fact.key])
-    facts = {fact.key: fact.value, other_key: pick(domain.values(other_key), rng)}
-    n_won = len(words_of(fact.value)) if chance(0.3, rng) else None
-    return contents.logged(domain, fact.scope, facts, rng, n_won)
+    facts, n_won = {fact.key: fact.value}, None
+    if chance(0.25, rng):
+        other_key = any_key(domain, rng, [fact.key])
+        facts[other_key] = pick(domain.values(other_key), rng)
+        n_won = len(words_of(fact.value)) if chance(0.3, rng) else None
+    log, context = contents.logged(domain, fact.scope, facts, rng, n_won), cv.any_context(rng)
+    return log.model_copy(update={"task": f"{log.task} {context}"}) if context else log
 
 
 def other_level(domain: cv.Procedural, scope: str, rng: np.random.Generator) -> Entry:

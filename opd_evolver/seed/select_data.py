@@ -32,7 +32,7 @@ P_HINDSIGHT, P_PRESENT, P_CORRUPTED = 0.18, 0.65, 0.15
 P_STALE = 0.45
 MAX_CANDIDATES = 8
 # Sometimes the list is long, as in runs that retrieve more.
-P_MANY, MANY_CANDIDATES = 0.1, 20
+P_MANY, MANY_CANDIDATES = 0.15, 20
 
 
 class Slot(NamedTuple):

@@ -22,14 +22,14 @@ class SeedSettings(Record):
     """
 
     seed: int = 0
-    steps: int = 2500
-    polish_steps: int = 400
+    steps: int = 5200
+    polish_steps: int = 600
     drill_steps: int = 300
-    domains: tuple[str, ...] = ("sql", "apps")
+    domains: tuple[str, ...] = ("sql", "apps", "shell", "grid", "household")
     levels: tuple[Level, ...] = LEVELS
     kernel: int = 4
     drill_share: float = 0.2
-    worded_share: float = 0.0
+    worded_share: float = 0.3
     shards: int = 2
     shard_sequences: int = 64
     microbatches: int = 8

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from opd_evolver.abilities.dialect import WORDS
-from opd_evolver.environments.conventions import FIRST, SECOND, Procedural
+from opd_evolver.environments.conventions import CONTEXTS, FIRST, SECOND, Procedural
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, END, SYSTEM, USER, ASSISTANT)
@@ -30,7 +30,7 @@ _MARK = " "
 def words(domains: Iterable[Procedural]) -> tuple[str, ...]:
     """Every word that is one piece, in a fixed order; syllables of names are none of them."""
     syllables = {*FIRST, *SECOND}
-    found = [*WORDS, *ROUNDS, *HANDLES]
+    found = [*WORDS, *ROUNDS, *HANDLES, *CONTEXTS]
     for domain in domains:
         found += domain.words()
     return tuple(dict.fromkeys(word for word in found if word not in syllables))

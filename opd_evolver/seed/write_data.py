@@ -36,7 +36,7 @@ from opd_evolver.seed.facts import (
 )
 from opd_evolver.seed.replies import Belief, calls, followed, said
 
-P_HINDSIGHT, P_CORRUPTED, P_ERROR, P_EVIDENCE, P_UP = 0.2, 0.12, 0.04, 0.85, 0.55
+P_HINDSIGHT, P_CORRUPTED, P_ERROR, P_EVIDENCE, P_UP = 0.25, 0.12, 0.04, 0.85, 0.55
 # What memory held of a key; and how often a guess is right: at the first attempt, at the second one.
 P_KNOWN, P_MISTAKEN = 0.24, 0.06
 P_TIP, P_TIP_SECOND = 0.35, 0.6
@@ -63,10 +63,9 @@ def sample(domain: cv.Procedural, rng: np.random.Generator, lowest_round: int = 
     wanted = [_form(domain, fact, rng) for fact in played.revealed]
     hint, begun = None, ""
     if chance(P_HINDSIGHT, rng):
-        written, marks = _judged(domain, played, rng)
+        written, forms, marks = _judged(domain, played, rng)
         judged = {entry.entry_id: mark for entry, mark in zip(written, marks, strict=True) if mark}
         hint = write.hindsight(written, verdicts(judged), VERDICT_THRESHOLD)
-        forms = [write.written_form(entry.content) for entry in written]
         downs = {form for form, mark in zip(forms, marks, strict=True) if mark == "down"}
         ups = [form for form, mark in zip(forms, marks, strict=True) if mark == "up"]
         wanted = [form for form in wanted if form not in downs] + [form for form in ups if form not in wanted]
@@ -183,8 +182,11 @@ def _memories(
     return shuffled(listed, rng)
 
 
-def _judged(domain: cv.Procedural, played: Played, rng: np.random.Generator) -> tuple[list[Entry], list[str]]:
-    """What an episode wrote, mostly what it revealed, and the verdicts on it (empty: no evidence)."""
+def _judged(
+    domain: cv.Procedural, played: Played, rng: np.random.Generator
+) -> tuple[list[Entry], list[str], list[str]]:
+    """What an episode wrote, mostly what it revealed: as memory words it, as it is written, and the verdicts on it
+    (empty: no evidence)."""
     written = list(played.revealed)
     written += [fact for fact, _ in played.known if chance(0.15, rng)]
     if chance(0.1, rng):
@@ -198,4 +200,4 @@ def _judged(domain: cv.Procedural, played: Played, rng: np.random.Generator) -> 
         entry_of(domain, fact._replace(scope="seed"), rng).model_copy(update={"entry_id": str(place)})
         for place, fact in enumerate(written)
     ]
-    return made, marks
+    return made, [_form(domain, fact, rng) for fact in written], marks

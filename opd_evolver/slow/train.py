@@ -136,7 +136,7 @@ def _prepare(
         base = _open(base_path, params, accelerator, params.policy.threads)
         file = anchor_file or work / anchor.ANCHORS
         if accelerator.is_main_process and not file.exists():
-            anchor.write(base, registry.loader(params.environments.levels), params, file)
+            anchor.write(base, registry.loader(params.environments), params, file)
         accelerator.wait_for_everyone()
         anchors = read_lines(file, anchor.Anchor)
         shared = same_weights(base.model, student.model)

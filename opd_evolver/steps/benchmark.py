@@ -31,7 +31,7 @@ def _memory(job: Job, name: str) -> MemorySource | None:
 def benchmark(job: Job, out: Path) -> StepResult:
     """Round 0: the base alone. Later: all columns on the test splits; new against champion on the validation ones."""
     params = job.typed_params()
-    with EnvironmentPool(registry.loader(params.environments.levels)) as pool:
+    with EnvironmentPool(registry.loader(params.environments)) as pool:
         bench = Benchmark(params, pool, ResultStore(job.path("columns")))
         if job.round == 0:
             measured = measure_base(bench, _policy(job, "base"))

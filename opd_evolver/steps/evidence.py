@@ -31,7 +31,7 @@ def collect(run: Run) -> SeedResult:
     policy = _source(run, folder / "policy", digests["weights"])
     memory = MemorySource(folder / "memory", digests["entries"] + digests["ledger"], run.reembeds)
     n = run.params.benchmark.test_tasks_per_domain
-    with EnvironmentPool(registry.loader(run.params.environments.levels)) as pool:
+    with EnvironmentPool(registry.loader(run.params.environments)) as pool:
         bench = Benchmark(run.params, pool, ResultStore(run.paths.run / "columns"))
         deployed, novel = bench.tasks("deploy-test", n), bench.tasks("novel-test", n)
         columns: dict[str, AnyColumn] = {

@@ -53,7 +53,7 @@ def _wave(job: Job) -> Wave:
 @contextmanager
 def _runner(job: Job, memory: Memory) -> Iterator[Runner]:
     params = job.typed_params()
-    with EnvironmentPool(registry.loader(params.environments.levels)) as pool:
+    with EnvironmentPool(registry.loader(params.environments)) as pool:
         yield Runner(
             resources.policy(job), pool, memory, EpisodeSettings.of(params), outage_retries=params.fast.outage_retries
         )

@@ -50,7 +50,7 @@ def check(wanted: params.Params) -> None:
     from opd_evolver.memory.embed import open_embedder
 
     for domain in wanted.environments.domains:
-        registry.load(domain, wanted.environments.levels).close()
+        registry.load(domain, wanted.environments.levels, wanted.environments.headroom).close()
     open_embedder(wanted.memory.embedder).ready()
     if wanted.policy.backend == "endpoint":
         raise SetupError(

@@ -41,7 +41,7 @@ def tasks_of(params: Params, split: Split, n: int, *, skip: int = 0) -> dict[str
     """Tasks `skip` … `skip + n` of a split in every domain (prefix property: always the same ones)."""
     found: dict[str, Sequence[Task]] = {}
     for domain in params.environments.domains:
-        env = registry.load(domain, params.environments.levels)
+        env = registry.load(domain, params.environments.levels, params.environments.headroom)
         try:
             found[domain] = env.tasks(split, skip + n)[skip:]
         finally:
