@@ -212,7 +212,7 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
     for name in ("base_memory_minus_base_alone", "last_alone_minus_base_alone"):
         assert {"mean", "low", "high"} <= set(tree["differences"][name])
     assert tree["base"]["columns"]["with_memory"]["mean"] == 1.0
-    told = {"round", "gate", "digests", "memories", "maintenance", "seconds", "tokens", "columns"}
+    told = {"round", "gate", "digests", "memories", "maintenance", "seconds", "tokens", "columns", "headroom"}
     assert told == set(tree["rounds"][0])
     table = rounds_table(tree).splitlines()
     assert table[2].startswith("base") and table[3].startswith("1 ") and "promoted" in table[3] and "1:23" in table[3]

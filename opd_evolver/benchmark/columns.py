@@ -105,6 +105,8 @@ def outcome_of(task: Task, row: LedgerRow) -> Outcome:
         episode_return=row.episode_return,
         steps=len(row.turns),
         tokens=row.n_prompt_tokens + row.n_reply_tokens,
+        candidates=tuple(one.entry_id for one in row.candidates),
+        selected=row.selected,
     )
 
 

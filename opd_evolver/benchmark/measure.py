@@ -8,12 +8,13 @@ memory (how much memory alone gives) are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from opd_evolver.benchmark import columns as col
+from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.columns import PolicySource, ResultStore
 from opd_evolver.benchmark.gate import RETENTION_METRICS, SUCCESS
 from opd_evolver.benchmark.prober import can_probe
@@ -56,6 +57,8 @@ class RoundMeasurement(Record):
         base_with_memory: the base policy with this round's memory: policy frozen, memory evolved.
         base_memory_minus_base_alone, alone_minus_base_alone, memory_minus_base_alone: paired, on deploy-test.
         gate: new minus champion, paired, on deploy-val and novel-val; empty for round 0.
+        headroom: by kind of task (`benchmark/rows.py`), the columns of the base and of the round.
+        written: by round, what its entries have come to; key: the round.
         tokens: read and written by the reported columns.
     """
 
@@ -67,6 +70,8 @@ class RoundMeasurement(Record):
     alone_minus_base_alone: Estimate | None = None
     memory_minus_base_alone: Estimate | None = None
     gate: dict[str, Estimate] = Field(default_factory=dict)
+    headroom: dict[str, rows.Row] = Field(default_factory=dict)
+    written: dict[int, rows.Written] = Field(default_factory=dict)
     tokens: int = 0
 
     def digest(self) -> str:
@@ -175,6 +180,8 @@ def measure_round(bench: Benchmark, base: PolicySource, new: Contestant, champio
     together = bench.column(new, test, with_memory=True)
     base_alone = bench.column(Contestant(base, None), test, with_memory=False)
     base_memory = bench.column(Contestant(base, new.memory), test, with_memory=True)
+    columns = {"base_alone": base_alone, "base_memory": base_memory, "last_alone": alone, "last_memory": together}
+    by_kind, written = _by_kind(bench, test, columns, new.memory)
     return RoundMeasurement(
         protocol=bench.params.benchmark.protocol,
         columns=_columns(bench, alone, together, bench.retention(new.policy, "novel-test", "deploy-test")),
@@ -183,6 +190,8 @@ def measure_round(bench: Benchmark, base: PolicySource, new: Contestant, champio
         alone_minus_base_alone=bench.difference(alone, base_alone),
         memory_minus_base_alone=bench.difference(together, base_alone),
         gate=_against_champion(bench, new, champion),
+        headroom=by_kind,
+        written=written,
         tokens=_tokens(alone) + _tokens(together),
     )
 
@@ -196,6 +205,23 @@ def _columns(bench: Benchmark, alone: AnyColumn, together: AnyColumn | None, ret
         retention_metrics=metrics,
         steps_alone=bench.mean(alone, steps=True),
         steps_with_memory=bench.mean(together, steps=True) if together else None,
+    )
+
+
+def _by_kind(
+    bench: Benchmark, tasks: Sequence[Task], columns: Mapping[str, AnyColumn], memory: MemorySource | None
+) -> tuple[dict[str, rows.Row], dict[int, rows.Written]]:
+    """Rows by kind, and what was written; nothing where the round has no memory yet."""
+    if memory is None or memory.folder is None:
+        return {}, {}
+    params = bench.params
+    values = {name: one.value for name, one in rows.attributions(memory.folder, params).items()}
+    threshold = params.attribution.threshold
+    outcomes = {name: column.measured.outcomes for name, column in columns.items()}
+    by_kind = rows.kinds(tasks, outcomes["base_memory"], params.memory.candidates)
+    return (
+        rows.rows(outcomes, by_kind, values, threshold, bench.samples),
+        rows.written(memory.folder, values, threshold),
     )
 
 

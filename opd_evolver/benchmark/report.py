@@ -32,6 +32,11 @@ def columns_json(columns: Columns) -> Tree:
     return tree
 
 
+def headroom_json(one: RoundMeasurement) -> Tree:
+    """Rows by kind of task, see `benchmark/rows.py`; empty without headroom or memory."""
+    return {kind: row.model_dump(mode="json") for kind, row in one.headroom.items()}
+
+
 def rounds_object(
     *,
     name: str,
@@ -62,7 +67,8 @@ def rounds_object(
         "protocol": base.protocol,
         "base": {"columns": base_columns},
         "rounds": [
-            {**facts, "columns": columns_json(one.columns)} for facts, one in zip(rounds, measured, strict=True)
+            {**facts, "columns": columns_json(one.columns), "headroom": headroom_json(one)}
+            for facts, one in zip(rounds, measured, strict=True)
         ],
         "differences": {
             "base_memory_minus_base_alone": estimate_json(last.base_memory_minus_base_alone if last else None),
@@ -102,6 +108,7 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
     for key, words in shown.items():
         if tree["differences"].get(key):
             lines.append(f"{words}: {interval_text(tree['differences'][key], signed=True)}")
+    lines += _headroom(tree["rounds"][-1]) if tree["rounds"] else []
     for one in tree["rounds"]:
         if rejected := one.get("rejected"):
             listed = ", ".join(f"{reason} {n}" for reason, n in rejected.items())
@@ -110,6 +117,17 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
         if one.get("gate") and not one["gate"].get("promoted", True):
             lines.append(f"round {one['round']} {one['gate'].get('reason', 'refused')}")
     return "\n".join(lines)
+
+
+def _headroom(last: Mapping[str, Any]) -> list[str]:
+    """The last round by kind of task: what distillation adds to memory, and to selection against V > 0."""
+    return [
+        f"{kind} ({row['n_tasks']} tasks): base with memory {interval_text(row['success']['base_memory'])}, "
+        f"round {last['round']} with memory {interval_text(row['success']['last_memory'])} "
+        f"({interval_text(row['gain'], signed=True)}); "
+        f"selection F1 {interval_text(row['select']['base'])} to {interval_text(row['select']['last'])}"
+        for kind, row in (last.get("headroom") or {}).items()
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
 from opd_evolver.benchmark.statistics import (
     SAMPLES,
@@ -47,6 +48,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(name="a fresh memory on novel families", of="novel_fresh", against="novel_alone", least=0.20),
 )
 RETAINED = 0.9
+DEPLOYED = ("base_alone", "base_memory", "last_alone", "last_memory")
+Units = tuple[Unit, ...]
 
 
 class SeedResult(Record):
@@ -57,6 +60,9 @@ class SeedResult(Record):
         retention: metric → (base, last); curve: for each round from 0 (alone, with memory).
         digests: of the last round; `base` is the policy it began with.
         seconds: of each round.
+        kinds: by kind of task (`benchmark/rows.py`), the ids of those on deploy-test.
+        selection: `base` and `last`, F1 of what was selected against V > 0, task by task.
+        written: by round, what its entries have come to.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -67,6 +73,9 @@ class SeedResult(Record):
     curve: tuple[tuple[float | None, float | None], ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
     seconds: tuple[float, ...] = ()
+    kinds: dict[str, frozenset[str]] = Field(default_factory=dict)
+    selection: dict[str, tuple[Unit, ...]] = Field(default_factory=dict)
+    written: dict[int, rows.Written] = Field(default_factory=dict)
 
 
 class Verdict(Record):
@@ -86,6 +95,16 @@ class Retained(Record):
     reached: bool
 
 
+class KindResult(Record):
+    """One kind of task over all seeds: success by column, what distillation adds to memory, F1 of selection."""
+
+    n_tasks: tuple[int, ...]
+    success: dict[str, Estimate]
+    gain: Estimate
+    select: dict[str, Estimate]
+    select_gain: Estimate
+
+
 class Results(Record):
     """All of it, in the order of the seeds."""
 
@@ -95,6 +114,7 @@ class Results(Record):
     values: dict[str, tuple[float, ...]]
     verdicts: tuple[Verdict, ...]
     retained: tuple[Retained, ...]
+    kinds: dict[str, KindResult] = Field(default_factory=dict)
 
 
 def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
@@ -122,7 +142,28 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
         values=values,
         verdicts=tuple(verdicts),
         retained=tuple(_retained(metric, [one.retention for one in seeds]) for metric in metrics),
+        kinds=_kinds(seeds, units, samples),
     )
+
+
+def _kinds(seeds: Sequence[SeedResult], units: Mapping[str, list[Units]], samples: int) -> dict[str, KindResult]:
+    found = {}
+    for kind in sorted({kind for one in seeds for kind in one.kinds}):
+        ids = [one.kinds.get(kind, frozenset()) for one in seeds]
+        parts = {name: _of_kind(units[name], ids) for name in DEPLOYED}
+        picks = {side: _of_kind([one.selection[side] for one in seeds], ids) for side in ("base", "last")}
+        found[kind] = KindResult(
+            n_tasks=tuple(len(one) for one in ids),
+            success={name: pooled(part, samples=samples) for name, part in parts.items()},
+            gain=pooled_difference(parts["last_memory"], parts["base_memory"], samples=samples),
+            select={side: pooled(part, samples=samples) for side, part in picks.items()},
+            select_gain=pooled_difference(picks["last"], picks["base"], samples=samples),
+        )
+    return found
+
+
+def _of_kind(by_seed: Sequence[Units], ids: Sequence[frozenset[str]]) -> list[Units]:
+    return [rows.of_kind(units, wanted) for units, wanted in zip(by_seed, ids, strict=True)]
 
 
 def _mean(units: Sequence[Unit]) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from opd_evolver.benchmark.report import estimate_json, interval_text
-from opd_evolver.benchmark.results import COLUMNS, RETAINED, Results, SeedResult, Verdict
+from opd_evolver.benchmark.results import COLUMNS, DEPLOYED, RETAINED, Results, SeedResult, Verdict
+from opd_evolver.benchmark.rows import Written
 from opd_evolver.benchmark.statistics import Estimate
 
 
@@ -48,6 +49,7 @@ def page(found: Results, *, title: str, command: str, machine: Mapping[str, str]
         _row(["---"] * (2 + len(found.seeds) + len(first.per_domain))),
         *(_column(found, name) for name in COLUMNS),
         "",
+        *_kinds(found),
         f"![success by round]({curves})",
         "",
         "## Runs",
@@ -77,6 +79,13 @@ def table(found: Results) -> str:
     for retained in found.retained:
         for one, value in zip(found.seeds, retained.shares, strict=True):
             writer.writerow(["retained", retained.metric, one.seed, "", value, "", ""])
+    for kind, each in found.kinds.items():
+        for name, estimate in each.success.items():
+            _rows(writer, kind, name, estimate)
+        _rows(writer, kind, "last_memory - base_memory", each.gain)
+        for side, estimate in each.select.items():
+            _rows(writer, kind, f"selection F1 {side}", estimate)
+        _rows(writer, kind, "selection F1 last - base", each.select_gain)
     for one in found.seeds:
         for round_, (alone, together) in enumerate(one.curve):
             writer.writerow(["alone", f"round {round_}", one.seed, "", alone, "", ""])
@@ -170,6 +179,39 @@ def _column(found: Results, name: str) -> str:
             *domains,
         ]
     )
+
+
+def _kinds(found: Results) -> list[str]:
+    """What each kind of headroom came to, and what was written in each round."""
+    if not found.kinds:
+        return []
+    head = ["kind of task", "tasks", *(COLUMNS[name] for name in DEPLOYED), "with memory: last - base"]
+    lines = ["## Headroom", "", _row([*head, "selection F1 against V > 0: base", "last", "last - base"])]
+    lines.append(_row(["---"] * (len(head) + 3)))
+    for kind, one in found.kinds.items():
+        lines.append(
+            _row(
+                [
+                    kind,
+                    ", ".join(str(n) for n in one.n_tasks),
+                    *(interval_text(estimate_json(one.success[name])) for name in DEPLOYED),
+                    interval_text(estimate_json(one.gain), signed=True),
+                    *(interval_text(estimate_json(one.select[side])) for side in ("base", "last")),
+                    interval_text(estimate_json(one.select_gain), signed=True),
+                ]
+            )
+        )
+    lines += ["", _row(["written in round", *(f"seed {one.seed}" for one in found.seeds)])]
+    lines.append(_row(["---"] * (1 + len(found.seeds))))
+    for round_ in sorted({round_ for one in found.seeds for round_ in one.written}):
+        lines.append(_row([str(round_), *(_written(one.written.get(round_)) for one in found.seeds)]))
+    return [*lines, "", "Entries; of those with evidence the share that helps, and median V.", ""]
+
+
+def _written(one: Written | None) -> str:
+    if one is None or one.median_value is None:
+        return f"{one.n_entries if one else 0}"
+    return f"{one.n_entries}; {one.n_helpful} of {one.n_with_evidence}, {one.median_value:+.3f}"
 
 
 def _run(one: SeedResult) -> str:

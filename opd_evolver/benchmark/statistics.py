@@ -27,7 +27,10 @@ Metric = Literal["success", "episode_return", "steps", "tokens", "steps_per_succ
 
 
 class Outcome(Record):
-    """What one benchmark episode came to. `family` is latent: it clusters intervals and nothing else."""
+    """What one benchmark episode came to. `family` is latent: it clusters intervals and nothing else.
+
+    `candidates` and `selected` are ids of entries, in shown order; empty without a memory.
+    """
 
     task_id: str
     family: str
@@ -36,6 +39,8 @@ class Outcome(Record):
     episode_return: float
     steps: int
     tokens: int
+    candidates: tuple[str, ...] = ()
+    selected: tuple[str, ...] = ()
 
 
 class Unit(Record):

@@ -75,7 +75,9 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
     write_text(files[0], text)
     write_text(files[1], results_page.table(pooled))
     results_page.curves(pooled.seeds, files[2])
-    write_text(files[3], canonical_json(pooled) + "\n")
+    # What each episode came to lies in the runs; here it would be megabytes.
+    light = pooled.model_dump(mode="json", exclude={"seeds": {"__all__": {"columns", "kinds", "selection"}}})
+    write_text(files[3], canonical_json(light) + "\n")
     return [str(file) for file in files]
 
 

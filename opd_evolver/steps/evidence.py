@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.columns import PolicySource, ResultStore
 from opd_evolver.benchmark.gate import RETENTION_METRICS
 from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant, RoundMeasurement
@@ -42,15 +43,22 @@ def collect(run: Run) -> SeedResult:
             "novel_alone": bench.column(Contestant(policy, None), novel, with_memory=False),
             "novel_fresh": bench.fresh(policy, novel),
         }
+        outcomes = {name: column.measured.outcomes for name, column in columns.items()}
+        by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
+    values = {name: one.value for name, one in rows.attributions(folder / "memory", run.params).items()}
+    threshold = run.params.attribution.threshold
     measured = [publish.measurement_of(run, round_) for round_ in range(last + 1)]
     return SeedResult(
         seed=run.params.seed,
         lineage=run.lineage,
-        columns={name: column.measured.outcomes for name, column in columns.items()},
+        columns=outcomes,
         retention=_retention(measured[0], measured[-1]),
         curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
         digests={"base": base_digest, **digests},
         seconds=tuple(float((run.summary(round_) or {})["seconds"]) for round_ in range(last + 1)),
+        kinds=by_kind,
+        selection={side: rows.selection(outcomes[f"{side}_memory"], values, threshold) for side in ("base", "last")},
+        written=rows.written(folder / "memory", values, threshold),
     )
 
 
