@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from opd_evolver import errors, processes, step
+from opd_evolver import processes, step
 from opd_evolver.durable import write_text
-from opd_evolver.errors import OpdError, OutageError
+from opd_evolver.errors import OpdError, OutageError, retold
 from opd_evolver.records import canonical_json
 
 
@@ -41,10 +40,8 @@ def run_subprocess(job: step.Job) -> step.StepResult:
 
 def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
     last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
-    if last.startswith('{"error"'):
-        tree = json.loads(last)
-        kind = getattr(errors, tree.get("error", ""), OpdError)
-        return kind(tree["seen"], tree["expected"], tree["mend"])
+    if (error := retold(last)) is not None:
+        return error
     why = f"signal {-returncode}" if returncode < 0 else f"exit {returncode}"
     seen = f"step {job.step} of round {job.round} ended with {why}"
     return OpdError(f"{seen}: {last}" if last else seen, "exit 0", f"opd resume {job.lineage.partition('~')[0]}")

@@ -7,6 +7,8 @@ Exit codes of the `opd` command (documented in the README):
 
 from __future__ import annotations
 
+import json
+
 
 class OpdError(Exception):
     """Base of every error this project raises on purpose.
@@ -56,3 +58,21 @@ class GateRefusal(OpdError):
     """The gate refused the new policy too many times."""
 
     exit_code = 4
+
+
+KINDS: tuple[type[OpdError], ...] = (OpdError, SetupError, SchemaError, CorruptionError, OutageError, GateRefusal)
+
+
+def told(error: OpdError) -> str:
+    """An error as one line, for the process that waits for this one."""
+    tree = {"error": type(error).__name__, "seen": error.seen, "expected": error.expected, "mend": error.mend}
+    return json.dumps(tree, ensure_ascii=False, sort_keys=True)
+
+
+def retold(line: str) -> OpdError | None:
+    """The error that `told` wrote, or None where the line is none."""
+    if not line.startswith('{"error"'):
+        return None
+    tree = json.loads(line)
+    kind = next((one for one in KINDS if one.__name__ == tree["error"]), OpdError)
+    return kind(tree["seen"], tree["expected"], tree["mend"])

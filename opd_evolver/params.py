@@ -68,6 +68,7 @@ __all__ = [
 # (section, key, value that does what was done before the key existed)
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("policy", "thinking", False),
+    ("slow", "processes", 1),
     ("environments", "headroom", HeadroomParams().model_dump(mode="json")),
 )
 

@@ -142,6 +142,7 @@ class SlowParams(Section):
     }
     microbatch: int = Field(16, gt=0)
     sample_batch: int = Field(64, gt=0)
+    processes: int = Field(1, gt=0, description="that share the examples of a step; changes the last bits")
     threads: int = Field(2, gt=0)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)

@@ -1,4 +1,4 @@
-"""One step: job.json → out/. In process, as `python -m opd_evolver.step job.json`, and under `accelerate launch`.
+"""One step: job.json → out/. In process, or as `python -m opd_evolver.step job.json`.
 
 A step is keyed by (lineage, round, step, params digest, input digests, options, schema). A finished
 step with the same key is not run again; a killed one is run again and picks up what it left in
@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from opd_evolver.durable import write_text
-from opd_evolver.errors import CorruptionError, OpdError, SetupError
+from opd_evolver.errors import CorruptionError, OpdError, SetupError, told
 from opd_evolver.lineage import read_json
 from opd_evolver.memory.weaviate_server import under_way
 from opd_evolver.params import Params, nearest
@@ -173,12 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         job = load_job(Path(arguments[0]))
         run(job)
     except OpdError as error:
-        print(
-            canonical_json(
-                {"error": type(error).__name__, "seen": error.seen, "expected": error.expected, "mend": error.mend}
-            ),
-            file=sys.stderr,
-        )
+        print(told(error), file=sys.stderr)
         return error.exit_code
     print(job.out_path() / "result.json")
     return 0

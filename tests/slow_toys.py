@@ -15,7 +15,8 @@ from opd_evolver.records import Example
 from opd_evolver.slow import anchor
 from opd_evolver.slow.examples import write_lines, write_set
 from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
-from opd_evolver.slow.train import DistilReport, distil
+from opd_evolver.slow.launch import distil
+from opd_evolver.slow.train import DistilReport
 from opd_evolver.slow.views import Outcome
 
 N = {"act": 8, "select": 4, "write": 4}

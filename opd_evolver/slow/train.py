@@ -90,6 +90,7 @@ def distil(
     torch.set_num_threads(params.slow.threads)
     try:
         accelerator = Accelerator(cpu=device == "cpu")
+        torch.set_num_threads(params.slow.threads)  # a distributed accelerator sets its own
         student = _open(policy_path, params, accelerator, params.slow.threads)
         found = read_lines(examples_folder / EXAMPLES, Example)
         examples = arm(found, params.slow.hindsight, params.seed)
@@ -182,7 +183,7 @@ def _run(
         write_text(work / METRICS, "".join(f"{canonical_json(line)}\n" for line in log))
         trainer.adapter.save(trainer.policy.tokenizer, target, work / ADAPTER)
     trainer.accelerator.wait_for_everyone()
-    seconds = time.perf_counter() - began
+    seconds, tokens = time.perf_counter() - began, trainer.all_tokens()
     return DistilReport(
         weights_digest=weights_digest(target),
         metrics={
@@ -190,8 +191,8 @@ def _run(
             "mixture": trainer.mixture.counts(),
             "first": log[0] if log else {},
             "last": log[-1] if log else {},
-            "tokens": trainer.n_tokens,
-            "tokens_per_s": int(sum(trainer.n_tokens.values()) / seconds),
+            "tokens": tokens,
+            "tokens_per_s": int(sum(tokens.values()) / seconds),
             "resumed_from": begun.step,
         },
         log=tuple(log),

@@ -87,6 +87,11 @@ class Trainer:
     def is_logged(self, step: int) -> bool:
         return step % LOG_EVERY == 0 or step == self.params.slow.steps - 1
 
+    def all_tokens(self) -> dict[str, int]:
+        """Tokens sampled, and processed by student and teacher, of all processes."""
+        total = self.accelerator.reduce(torch.tensor(list(self.n_tokens.values()), device=self.device), "sum")
+        return dict(zip(self.n_tokens, (int(one) for one in total.tolist()), strict=True))
+
     def _global_counts(self, items: Sequence[Item]) -> dict[Source, int]:
         counts = token_counts(items)
         total = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.device), "sum")

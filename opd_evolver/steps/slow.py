@@ -104,7 +104,7 @@ def _data_docs(job: Job, checked: list[data_contracts.Contract], folder: Path) -
 
 def distil(job: Job, out: Path) -> StepResult:
     """The round's policy: on-policy self-distillation of the four views into the champion."""
-    from opd_evolver.slow.train import distil as train
+    from opd_evolver.slow.launch import distil as train
 
     report = train(
         job.path("policy"),

@@ -1,0 +1,96 @@
+"""Distillation in two processes: the same training but for the last bits, the same bytes again, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from slow_toys import N, World, slow
+
+from opd_evolver.errors import OpdError, SetupError
+from opd_evolver.slow import launch
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("together"), "lfm2")
+
+
+def test_two_processes_train_what_one_does_and_the_same_bytes_again(world: World) -> None:
+    seen: list[tuple[int, int]] = []
+    one = world.train("one", slow())
+    two = world.train("two", slow(slow__processes=2), on_progress=lambda done, n: seen.append((done, n)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+    assert two.weights_digest != one.weights_digest  # gradients are added in another order
+    for ability in (*N, "anchor"):
+        assert two.log[0][ability] == pytest.approx(one.log[0][ability], abs=1e-4)
+        assert two.log[-1][ability]["kl_nats"] == pytest.approx(one.log[-1][ability]["kl_nats"], abs=1e-2)
+    assert two.metrics["tokens"]["sampled"] == pytest.approx(one.metrics["tokens"]["sampled"], rel=0.1)
+    again = world.train("again", slow(slow__processes=2))
+    assert (again.weights_digest, again.log) == (two.weights_digest, two.log)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from slow_toys import World, slow
+world = World.__new__(World)
+world.folder = Path({folder!r})
+world.policy, world.examples = world.folder / "policy", world.folder / "examples"
+world.anchors = world.folder / "anchors.jsonl"
+world.train("killed", slow(slow__processes=2, slow__steps=60), on_progress=lambda done, n: print(done, flush=True))
+"""
+
+
+def test_killed_in_the_middle_its_processes_end_and_it_goes_on_to_the_same_bytes(world: World) -> None:
+    script = PARENT.format(tests=str(Path(__file__).parent), folder=str(world.folder))
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    for line in parent.stdout:
+        if int(line) == 5:
+            break
+    ranks = psutil.Process(parent.pid).children()
+    assert len(ranks) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 30
+    while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    resumed = world.train("killed", slow(slow__processes=2, slow__steps=60))
+    assert resumed.metrics["resumed_from"] >= 4
+    whole = world.train("whole", slow(slow__processes=2, slow__steps=60))
+    assert (resumed.weights_digest, resumed.log) == (whole.weights_digest, whole.log)
+
+
+def test_the_error_of_a_process_comes_back_as_it_was(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="gone"):
+        world.train("gone", slow(slow__processes=2), policy_path=tmp_path / "gone")
+
+
+def test_a_lost_process_is_said_and_the_others_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def kill_the_second(done: int, n: int) -> None:
+        (second,) = [one for one in psutil.Process().children() if one.environ().get("RANK") == "1"]
+        started.extend(one.pid for one in psutil.Process().children())
+        second.kill()
+
+    with pytest.raises(OpdError, match="process 1 of the distillation ended with -9"):
+        world.train("lost", slow(slow__processes=2, slow__steps=500), on_progress=kill_the_second)
+    assert not any(psutil.pid_exists(pid) for pid in started)
+
+
+def test_one_process_is_this_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_ranks", lambda *arguments: pytest.fail("a process was started"))
+    world.train("alone", slow(slow__steps=1))
