@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from opd_evolver.errors import SetupError
-from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.records import LEVELS, canonical_json, digest_of
 from opd_evolver.sections import (
     AttributionParams,
     BenchmarkParams,
@@ -69,6 +69,8 @@ __all__ = [
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("policy", "thinking", False),
     ("slow", "processes", 1),
+    ("memory", "selector", "policy"),
+    ("memory", "levels", list(LEVELS)),
     ("environments", "headroom", HeadroomParams().model_dump(mode="json")),
 )
 

@@ -86,6 +86,8 @@ class MemoryParams(Section):
     embedder: str = "hash-256"
     candidates: int = Field(8, ge=0, le=50)
     max_selected: int = Field(4, ge=0, le=20)
+    selector: Literal["policy", "ranking"] = "policy"
+    levels: tuple[Level, ...] = Field(LEVELS, description="what may be written; other levels are refused")
     scope_filter: bool = True
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense part in hybrid search")
     entry_token_budget: int = Field(80, gt=0)
@@ -114,7 +116,7 @@ class FastParams(Section):
 
 
 class AttributionParams(Section):
-    variant: Literal["paper", "released", "causal"] = "paper"
+    variant: Literal["paper", "released", "causal", "uniform"] = "paper"
     threshold: float = Field(0.01, ge=0)
     alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
 
@@ -122,7 +124,7 @@ class AttributionParams(Section):
 class SlowParams(Section):
     """Slow loop. Batches are made of `mixture` examples of each ability; loss means are per ability, then weighted."""
 
-    objective: Literal["forward_kl"] = "forward_kl"
+    objective: Literal["forward_kl", "sft"] = "forward_kl"
     teacher: Literal["frozen"] = "frozen"
     hindsight: Literal["full", "empty", "shuffled"] = "full"
     adapter: Literal["full", "lora"] = "full"

@@ -185,3 +185,23 @@ def test_seeds_are_counters() -> None:
     assert 0.0 <= uniform(0, 1, "a", "x") < 1.0
     assert call_seed(0, 1, "a", "act", 0) == 8256594202650538075  # runs of other machines and versions agree
     assert shuffled("abcdef", str, 3, "x") == shuffled("fedcba", str, 3, "x") != shuffled("abcdef", str, 4, "x")
+
+
+def test_the_top_of_the_ranking_is_injected_without_asking_and_counts_as_chosen() -> None:
+    settings = EpisodeSettings.of(small(memory__selector="ranking", memory__max_selected=1))
+    done, asked = play(entries=[tip("paid", "3"), tip("late", "7")], settings=settings)
+    assert "select" not in {request.prompt.ability for request in asked}
+    assert (done.row.selected, done.row.select_fallback) == (("toy-zora-paid-3",), False)
+    assert done.row.propensities == {"toy-zora-paid-3": 0.9}
+
+
+def test_entries_of_a_level_that_is_off_are_refused_with_their_reason() -> None:
+    def writer(prompt: object, request: GenerationRequest) -> str:
+        return "tip late 7 | skill audit : fee ; tax" if request.prompt.ability == "write" else "nothing"
+
+    kept, _ = play(writer)
+    assert [one.content.level for one in kept.proposals] == ["tip", "skill"]
+    settings = EpisodeSettings.of(small(memory__levels=["tip"], fast__withhold_probability=0.0))
+    done, _ = play(writer, settings=settings)
+    assert [one.content.level for one in done.proposals] == ["tip"]
+    assert done.rejected == ("level: skill is off",)

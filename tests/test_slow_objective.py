@@ -23,7 +23,11 @@ from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
 from opd_evolver.slow.objective import OBJECTIVES, objective
 from opd_evolver.slow.trainer import learning_rate
 
-forward_kl = jaxtyped(typechecker=beartype)(OBJECTIVES["forward_kl"])
+checked = jaxtyped(typechecker=beartype)(OBJECTIVES["forward_kl"])
+
+
+def forward_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return checked(student, teacher, torch.zeros(len(student), dtype=torch.int64))
 
 
 def reference(student: np.ndarray, teacher: np.ndarray) -> list[float]:
@@ -189,3 +193,12 @@ def test_layout_pads_on_the_right() -> None:
     assert layout.rows.tolist() == [0, 0, 1, 1, 1]
     assert layout.columns.tolist() == [1, 2, 0, 1, 2]
     assert layout.n_processed == 6
+
+
+def test_sft_is_the_negative_log_likelihood_of_what_was_served() -> None:
+    student = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], requires_grad=True)
+    found = OBJECTIVES["sft"](student, torch.full((2, 2), 9.0), torch.tensor([1, 0]))
+    assert found.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+    found.sum().backward()
+    assert student.grad is not None
+    assert student.grad.flatten().tolist() == pytest.approx([0.25, -0.25, -0.5, 0.5])

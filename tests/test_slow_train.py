@@ -207,3 +207,15 @@ def test_without_outcomes_there_is_no_margin(worlds: dict[str, World], tmp_path:
     report = world.train("bare", slow(slow__steps=1))
     assert "margin_nats" not in report.log[0]["act"]
     assert worlds
+
+
+def test_sft_learns_from_won_replies_alone(worlds: dict[str, World]) -> None:
+    """Served replies of odd questions won and hold the answer; those of even ones lost and hold a wrong one."""
+    world = worlds["reader"]
+    world.train("sft", slow(slow__steps=31, slow__objective="sft", slow__weights=weights(select=1.0, write=1.0)))
+    student = LocalPolicy.load(world.folder / "sft" / "policy")
+    greedy = Sampling(temperature=0.0, max_new_tokens=1)
+    asked = list(KNOWN)
+    replies = student.generate_ids([(question, ASK) for question in asked], greedy, [0] * len(asked))
+    assert all(reply[0] == KNOWN[question] for question, reply in list(zip(asked, replies, strict=True))[1::2])
+    assert not any(reply[0] == 109 for reply in replies)

@@ -113,6 +113,8 @@ def select(
     if not found:
         return Selection()
     entries = [entry for entry, _ in found]
+    if settings.selector == "ranking":
+        return _included(found, tuple(entries[: settings.max_selected]), rollout, settings)
     speak = dialects.of(settings.dialect).select
     asked = speak.prompt(rollout.task.text, entries, token_budget=settings.candidate_token_budget, count=count)
     reply = yield from calls.ask("select", 0, asked, settings.select_sampling)
@@ -121,7 +123,12 @@ def select(
         # A fallback is no choice of the policy: nothing is withheld, and attribution leaves the row out.
         top = tuple(entries[: settings.max_selected])
         return Selection(found, top, (), {entry.entry_id: 1.0 for entry in top}, fallback=True)
-    chosen = tuple(entries[place] for place in places)
+    return _included(found, tuple(entries[place] for place in places), rollout, settings)
+
+
+def _included(
+    found: tuple[tuple[Entry, float], ...], chosen: tuple[Entry, ...], rollout: Rollout, settings: EpisodeSettings
+) -> Selection:
     withheld, propensities = _include(chosen, rollout, settings)
     return Selection(found, chosen, withheld, propensities)
 
@@ -207,14 +214,15 @@ def _write(
         episode_return=played.episode_return,
         success=played.success,
     )
-    contents = (
-        [env.noted(task, content) for content in written.contents] if isinstance(env, Notes) else written.contents
-    )
+    contents = tuple(content for content in written.contents if content.level in settings.levels)
+    unwanted = tuple(f"level: {one.level} is off" for one in written.contents if one.level not in settings.levels)
+    if isinstance(env, Notes):
+        contents = tuple(env.noted(task, content) for content in contents)
     proposals = tuple(
         Proposal(domain=task.domain, scope=task.scope, content=content, source_episodes=(rollout.rollout_id,))
         for content in contents
     )
-    return proposals, written.rejected
+    return proposals, (*written.rejected, *unwanted)
 
 
 def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls, renderer: str) -> LedgerRow:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from opd_evolver.params import DialectName, Params
-from opd_evolver.records import Record, Sampling, Task
+from opd_evolver.records import LEVELS, Level, Record, Sampling, Task
 from opd_evolver.rollout.budget import Unit
 
 
 class EpisodeSettings(Record):
     """All that decides an episode beside its task, its environment, the memory and the policy.
 
-    `read` off is the benchmark column *policy alone*: no retrieval, no select call, no memories.
+    `selector` ranking injects the top of the ranking without asking the policy; entries of other levels than `levels`
+    are not written. `read` off is the benchmark column *policy alone*: no retrieval, no select call, no memories.
     `write` off leaves the reflection out, as a frozen benchmark does.
     """
 
@@ -24,6 +25,8 @@ class EpisodeSettings(Record):
     write: bool = True
     candidates: int
     max_selected: int
+    selector: Literal["policy", "ranking"] = "policy"
+    levels: tuple[Level, ...] = LEVELS
     alpha: float
     scope_filter: bool
     entry_token_budget: int
@@ -38,10 +41,11 @@ class EpisodeSettings(Record):
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys of micro-batches and columns that were made when all spoke `terse` stay as they were."""
+        """Keys of micro-batches and columns that were made before there was a choice stay as they were."""
         tree: dict[str, Any] = dump(self)
-        if self.dialect == "terse":
-            del tree["dialect"]
+        for name, before in {"dialect": "terse", "selector": "policy", "levels": LEVELS}.items():
+            if getattr(self, name) == before:
+                del tree[name]
         return tree
 
     @classmethod
@@ -67,6 +71,8 @@ class EpisodeSettings(Record):
             write=write,
             candidates=memory.candidates,
             max_selected=memory.max_selected,
+            selector=memory.selector,
+            levels=memory.levels,
             alpha=memory.alpha,
             scope_filter=memory.scope_filter,
             entry_token_budget=memory.entry_token_budget,

@@ -10,6 +10,7 @@ from opd_evolver.params import SlowParams
 from opd_evolver.records import ABILITIES, Ability, Example, Sampling
 from opd_evolver.slow.anchor import Anchor
 from opd_evolver.slow.examples import Deck, seed_of
+from opd_evolver.slow.views import Outcome
 
 Source = Literal["select", "act", "write", "maintain", "anchor"]
 SOURCES: tuple[Source, ...] = (*ABILITIES, "anchor")
@@ -101,24 +102,33 @@ class Mixture:
                 [seed_of("reply", *self._counter, step, examples[place].example_id) for place in places],
             )
             replies |= dict(zip(places, found, strict=True))
+        return [_item(one, replies[place]) for place, one in enumerate(examples) if replies[place]]
+
+    def served(self, examples: Sequence[Example], outcomes: Mapping[str, Outcome]) -> list[Item]:
+        """The replies that were served in these states, of rollouts that succeeded in full."""
+        known = [(one, outcomes[one.example_id]) for one in examples if one.example_id in outcomes]
         return [
-            Item(
-                source=one.ability,
-                example_id=one.example_id,
-                student_ids=one.student_ids,
-                teacher_ids=one.teacher_ids,
-                reply=replies[place],
-                trust=one.trust,
-                has_hindsight=bool(one.hindsight_spans),
-            )
-            for place, one in enumerate(examples)
-            if replies[place]
+            _item(one, outcome.reply_token_ids)
+            for one, outcome in known
+            if outcome.episode_return >= 1.0 and outcome.reply_token_ids
         ]
 
     def _sampling(self, example: Example) -> Sampling:
         return Sampling(
             temperature=self._params.temperature, top_p=self._params.top_p, max_new_tokens=example.max_new_tokens
         )
+
+
+def _item(one: Example, reply: tuple[int, ...]) -> Item:
+    return Item(
+        source=one.ability,
+        example_id=one.example_id,
+        student_ids=one.student_ids,
+        teacher_ids=one.teacher_ids,
+        reply=reply,
+        trust=one.trust,
+        has_hindsight=bool(one.hindsight_spans),
+    )
 
 
 def token_counts(items: Iterable[Item]) -> dict[Source, int]:

@@ -20,7 +20,8 @@ from opd_evolver.slow.batches import Item, Mixture, Source, microbatches, scale_
 from opd_evolver.slow.examples import seed_of
 from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
 from opd_evolver.slow.metrics import Meter
-from opd_evolver.slow.objective import Objective, objective
+from opd_evolver.slow.objective import OFF_POLICY, Objective, objective
+from opd_evolver.slow.objectives.forward_kl import forward_kl
 from opd_evolver.slow.teacher import Teacher
 from opd_evolver.slow.views import Outcome
 
@@ -69,8 +70,11 @@ class Trainer:
         slow, logged = self.params.slow, self.is_logged(step)
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         examples = self.mixture.examples_at(step)[mine]
-        items = self.mixture.sampled(step, examples, self.policy.generate_ids)
-        self.n_tokens["sampled"] += sum(len(item.reply) for item in items)
+        if slow.objective in OFF_POLICY:
+            items = self.mixture.served(examples, self.outcomes)
+        else:
+            items = self.mixture.sampled(step, examples, self.policy.generate_ids)
+            self.n_tokens["sampled"] += sum(len(item.reply) for item in items)
         items += self.mixture.anchors_at(step)[mine] if self.base is not None else []
         scale = scale_of(self._global_counts(items), slow.weights)
         meter = Meter()
@@ -108,7 +112,8 @@ class Trainer:
         # Dropout, where a model or adapter has any, must not depend on what ran before (resume).
         torch.manual_seed(seed_of("dropout", self.params.seed, self.round, *at, self.accelerator.process_index))
         given = self.score(of_student)
-        kl = self.divergence(given, target)
+        divergence = forward_kl if batch[0].source == "anchor" else self.divergence
+        kl = divergence(given, target, of_student.targets)
         weights = torch.tensor(
             [scale[item.source] * item.trust for item in batch for _ in item.reply], device=self.device
         )

@@ -17,12 +17,13 @@ from opd_evolver.memory.attribution.estimate import Estimate, Estimator
 from opd_evolver.memory.attribution.evidence import Floats, Pairs, creators, evidence
 from opd_evolver.memory.attribution.paper import paper
 from opd_evolver.memory.attribution.released import released
+from opd_evolver.memory.attribution.uniform import uniform
 from opd_evolver.params import AttributionParams
 from opd_evolver.records import Attribution, Entry, LedgerRow
 
 __all__ = ["VARIANTS", "Estimate", "Estimator", "Pairs", "attribute", "creators", "evidence"]
 
-VARIANTS: dict[str, Estimator] = {"paper": paper, "released": released, "causal": causal}
+VARIANTS: dict[str, Estimator] = {"paper": paper, "released": released, "causal": causal, "uniform": uniform}
 
 
 def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: AttributionParams) -> dict[str, Attribution]:
