@@ -100,18 +100,23 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     trial.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
     bench = commands.add_parser("bench", help="evidence over several seeds", epilog=EPILOG)
     kinds = bench.add_subparsers(dest="action", required=True, metavar="ACTION")
-    seeds = _command(
+    every = _command(
         kinds, "rounds", "bench:rounds", "the co-evolution from several seeds, pooled into one page; goes on"
     )
-    seeds.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
-    seeds.add_argument("--first-seed", type=int, default=0)
-    seeds.add_argument("--name", default="bench", help="runs are NAME-sSEED (default: bench)")
-    seeds.add_argument("--preset", help="default: the project's params.yaml")
-    seeds.add_argument(
-        "--policy", nargs="+", help="base policies, by turns of the seeds (default: that of the parameters)"
+    parts = _command(
+        kinds, "ablations", "bench:ablations", "the same with one part left out at a time, against the whole; goes on"
     )
-    seeds.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
-    seeds.add_argument("--out", default="docs/results.md", help="page; numbers and curves lie beside it")
+    parts.add_argument("--arms", nargs="+", help="which parts to leave out (default: each in turn)")
+    for seeds, n, name, page in ((every, 5, "bench", "docs/results.md"), (parts, 3, "arm", "docs/ablations.md")):
+        seeds.add_argument("--seeds", type=int, default=n, help=f"how many (default {n})")
+        seeds.add_argument("--first-seed", type=int, default=0)
+        seeds.add_argument("--name", default=name, help=f"runs begin with it (default: {name})")
+        seeds.add_argument("--preset", help="default: the project's params.yaml")
+        seeds.add_argument(
+            "--policy", nargs="+", help="base policies, by turns of the seeds (default: that of the parameters)"
+        )
+        seeds.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+        seeds.add_argument("--out", default=page, help=f"page; numbers lie beside it (default {page})")
     check = _command(
         commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
     )

@@ -296,11 +296,3 @@ def test_a_selected_entry_that_was_no_candidate_touches_no_other(variant: str) -
         rows[2],
     ]
     assert attribute(spoilt, entries, PARAMS[variant]) == attribute(rows, entries, PARAMS[variant])
-
-
-def test_uniform_counts_all_that_was_shown_alike_whatever_came_of_it() -> None:
-    good = found("uniform", [kept("a", "g", 1.0), dropped("b", "g", 0.0)])
-    poor = found("uniform", [kept("a", "g", 0.0), dropped("b", "g", 1.0)])
-    assert good.value == poor.value and good.value is not None and good.value > 0
-    assert (good.n_selected, good.low, good.high) == (1, None, None)
-    assert found("uniform", [dropped("a", "g", 1.0)]).value is None  # never shown: no evidence

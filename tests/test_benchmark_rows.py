@@ -60,7 +60,8 @@ def test_kinds_come_from_gold_and_from_what_was_found() -> None:
     assert found == {
         "budget": frozenset({"t3"}),
         "drift": frozenset({"t0"}),
-        "levels": frozenset({"t1"}),
+        "home skill": frozenset({"t1"}),
+        "home tip": frozenset({"t2"}),
         "wording": frozenset({"t0"}),
     }
     assert rows.kinds([task(3)], [outcome(3, True)], n_candidates=0) == {}

@@ -14,9 +14,9 @@ from opd_evolver.benchmark.statistics import Estimate, Outcome, Unit, ratio_diff
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.snapshot import read_entries, read_rows
 from opd_evolver.params import Params
-from opd_evolver.records import Attribution, Record, Task
+from opd_evolver.records import Attribution, Level, Record, Task
 
-LEVELS, BUDGET = "levels", "budget"
+BUDGET = "budget"
 Values = Mapping[str, float | None]
 
 
@@ -74,8 +74,13 @@ def _helps(value: float | None, threshold: float) -> bool:
     return value is not None and value > 0 and value >= threshold
 
 
+def home(level: Level) -> str:
+    """The kind of tasks whose family's hidden rule asks for this level."""
+    return f"home {level}"
+
+
 def kinds(tasks: Sequence[Task], with_memory: Sequence[Outcome], n_candidates: int) -> dict[str, frozenset[str]]:
-    """Task ids by kind: the headroom that a task's gold names, an order of moves, more found than can be shown.
+    """Task ids by kind: the headroom and the level that a task's gold names; more found than shown.
 
     Args:
         tasks: of a test split.
@@ -85,7 +90,7 @@ def kinds(tasks: Sequence[Task], with_memory: Sequence[Outcome], n_candidates: i
     found: dict[str, set[str]] = {}
     for task in tasks:
         names = list(task.gold.get("headroom", ()))
-        names += [LEVELS] if task.gold.get("home", "tip") != "tip" else []
+        names += [home(task.gold["home"])] if "home" in task.gold else []
         for name in names:
             found.setdefault(name, set()).add(task.task_id)
     pressed = {one.task_id for one in with_memory if n_candidates and len(one.candidates) >= n_candidates}

@@ -1,4 +1,4 @@
-"""`opd bench rounds`: the same co-evolution from several seeds, pooled into one page of evidence."""
+"""`opd bench`: the same co-evolution from several seeds, whole or with parts left out, pooled into one page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,21 @@ from opd_evolver.console import result, say
 from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
-from opd_evolver.params import parse_set
+from opd_evolver.params import nearest, parse_set
 from opd_evolver.records import canonical_json
 from opd_evolver.steps import dispatch, prepare
 
 
 def rounds(given: argparse.Namespace) -> int:
     """Run what is missing, seed after seed; then measure, pool and write the page. Again, it goes on."""
-    if given.seeds < 1:
-        raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
-    dispatch.need_project()
+    _begin(given)
     from opd_evolver.benchmark.report import estimate_json, interval_text
     from opd_evolver.benchmark.results import SeedResult, results
     from opd_evolver.steps.evidence import collect
 
     found: list[SeedResult] = []
     for number in range(given.seeds):
-        run = _carried_out(given, given.first_seed + number, number)
+        run = _carried_out(given, number, given.name, {})
         say(f"{run.lineage}: measuring")
         found.append(collect(run))
     pooled = results(found)
@@ -47,12 +46,47 @@ def rounds(given: argparse.Namespace) -> int:
     return 0
 
 
-def _carried_out(given: argparse.Namespace, seed: int, number: int) -> Run:
+def ablations(given: argparse.Namespace) -> int:
+    """Run the whole and every arm that is missing, seed after seed; then compare and write the page."""
+    _begin(given)
+    from opd_evolver.benchmark import arms
+    from opd_evolver.steps.evidence import collect
+
+    wanted = [arms.WHOLE, *(name for name in given.arms or arms.ARMS if name != arms.WHOLE)]
+    if unknown := [name for name in wanted if name not in arms.ARMS]:
+        raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
+    # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
+    found: dict[str, list[Any]] = {name: [] for name in wanted}
+    for number in range(given.seeds):
+        for name in wanted:
+            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides)
+            say(f"{run.lineage}: measuring")
+            found[name].append(collect(run, novel=False))
+    compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    text = arms.page(compared, command=_command(given, "ablations"), machine=_machine(), seeds=seeds)
+    out = Path(given.out)
+    write_text(out, text)
+    write_text(out.with_suffix(".json"), canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
+    tree = {"files": [str(out), str(out.with_suffix(".json"))], "verdicts": {one.arm: one.verdict for one in compared}}
+    lines = [f"{one.arm:20} {one.verdict}" for one in compared if one.arm != arms.WHOLE]
+    result(tree, "\n".join([*lines, *tree["files"]]), as_json=given.json)
+    return 0
+
+
+def _begin(given: argparse.Namespace) -> None:
+    if given.seeds < 1:
+        raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
+    dispatch.need_project()
+
+
+def _carried_out(given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any]) -> Run:
     """The finished run of a seed."""
-    overrides: dict[str, Any] = {**parse_set(given.pairs), "seed": seed}
+    seed = given.first_seed + number
+    overrides: dict[str, Any] = {**parse_set(given.pairs), **arm, "seed": seed}
     if given.policy:
         overrides["policy.path"] = given.policy[number % len(given.policy)]
-    name = f"{given.name}-s{seed}"
+    name = f"{name}-s{seed}"
     run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
     if not run.is_complete():
         prepare.base(run)
@@ -70,7 +104,11 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
     out = Path(given.out)
     files = [out, *(out.with_suffix(suffix) for suffix in (".csv", ".svg", ".json"))]
     text = results_page.page(
-        pooled, title="Results", command=_command(given), machine=_machine(), curves=out.with_suffix(".svg").name
+        pooled,
+        title="Results",
+        command=_command(given, "rounds"),
+        machine=_machine(),
+        curves=out.with_suffix(".svg").name,
     )
     write_text(files[0], text)
     write_text(files[1], results_page.table(pooled))
@@ -81,12 +119,13 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
     return [str(file) for file in files]
 
 
-def _command(given: argparse.Namespace) -> str:
+def _command(given: argparse.Namespace, action: str) -> str:
     """What makes the page again."""
-    words = ["opd", "bench", "rounds", "--seeds", str(given.seeds), "--first-seed", str(given.first_seed)]
+    words = ["opd", "bench", action, "--seeds", str(given.seeds), "--first-seed", str(given.first_seed)]
     words += ["--name", given.name, "--out", given.out]
     words += ["--preset", given.preset] if given.preset else []
     words += ["--policy", *given.policy] if given.policy else []
+    words += ["--arms", *given.arms] if getattr(given, "arms", None) else []
     for pair in given.pairs:
         words += ["--set", pair]
     return shlex.join(words)

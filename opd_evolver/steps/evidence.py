@@ -18,8 +18,12 @@ from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan, publish, snapshots
 
 
-def collect(run: Run) -> SeedResult:
+def collect(run: Run, *, novel: bool = True) -> SeedResult:
     """The columns of the base and of the last round, on deploy-test and on families that were never deployed.
+
+    Args:
+        run: finished.
+        novel: also measure on families that were never deployed.
 
     Raises:
         SetupError: no finished round, or its bytes are nowhere.
@@ -34,15 +38,17 @@ def collect(run: Run) -> SeedResult:
     n = run.params.benchmark.test_tasks_per_domain
     with EnvironmentPool(registry.loader(run.params.environments)) as pool:
         bench = Benchmark(run.params, pool, ResultStore(run.paths.run / "columns"))
-        deployed, novel = bench.tasks("deploy-test", n), bench.tasks("novel-test", n)
+        deployed = bench.tasks("deploy-test", n)
         columns: dict[str, AnyColumn] = {
             "base_alone": bench.column(Contestant(base, None), deployed, with_memory=False),
             "base_memory": bench.column(Contestant(base, memory), deployed, with_memory=True),
             "last_alone": bench.column(Contestant(policy, None), deployed, with_memory=False),
             "last_memory": bench.column(Contestant(policy, memory), deployed, with_memory=True),
-            "novel_alone": bench.column(Contestant(policy, None), novel, with_memory=False),
-            "novel_fresh": bench.fresh(policy, novel),
         }
+        if novel:
+            strange = bench.tasks("novel-test", n)
+            columns["novel_alone"] = bench.column(Contestant(policy, None), strange, with_memory=False)
+            columns["novel_fresh"] = bench.fresh(policy, strange)
         outcomes = {name: column.measured.outcomes for name, column in columns.items()}
         by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
     values = {name: one.value for name, one in rows.attributions(folder / "memory", run.params).items()}

@@ -1,0 +1,158 @@
+"""Ablations: the same run with one part taken out, from the same seeds and on the same budget, against the whole.
+
+An arm is a few parameters. What counts is paired: the same tasks, the same seeds, the whole minus the arm, so that a
+positive difference is what the part gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd_evolver.benchmark import rows
+from opd_evolver.benchmark.pooled import pooled, pooled_difference
+from opd_evolver.benchmark.report import estimate_json, interval_text
+from opd_evolver.benchmark.results import DEPLOYED, SeedResult, Units
+from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
+from opd_evolver.records import LEVELS, Level, Record
+
+WHOLE = "whole"
+
+
+class Arm(Record):
+    """One part taken out.
+
+    Attributes:
+        what: in words.
+        overrides: parameters by dotted key.
+        level: where the arm leaves out a level, that one: its own family types are judged apart.
+    """
+
+    what: str
+    overrides: dict[str, Any]
+    level: Level | None = None
+
+
+def _without(level: Level) -> Arm:
+    kept = [one for one in LEVELS if one != level]
+    return Arm(what=f"no entries of the level {level}", overrides={"memory.levels": kept}, level=level)
+
+
+ARMS: dict[str, Arm] = {
+    WHOLE: Arm(what="nothing is left out", overrides={}),
+    "no-select": Arm(what="the top of the ranking is injected", overrides={"memory.selector": "ranking"}),
+    "no-attribution": Arm(what="all entries that were shown count alike", overrides={"attribution.variant": "uniform"}),
+    "no-write": Arm(what="nothing is written", overrides={"fast.write_limit": 0}),
+    "no-maintain": Arm(what="the repository is never maintained", overrides={"fast.maintain_max_steps": 0}),
+    "no-anchor": Arm(what="no rehearsal", overrides={"slow.anchor_examples": 0}),
+    "empty-hindsight": Arm(what="the teacher sees what the student sees", overrides={"slow.hindsight": "empty"}),
+    "shuffled-hindsight": Arm(what="the teacher sees another's hindsight", overrides={"slow.hindsight": "shuffled"}),
+    "no-training": Arm(what="memory in the context, no distillation", overrides={"slow.steps": 0}),
+    "sft": Arm(what="fine-tuning on won replies, not on-policy", overrides={"slow.objective": "sft"}),
+    **{f"no-{level}": _without(level) for level in LEVELS},
+}
+LEAST_LEVEL = 0.10
+
+
+class Comparison(Record):
+    """One arm against the whole, over all seeds.
+
+    Attributes:
+        success: the arm's columns.
+        alone, with_memory: the last policy's success, the whole minus the arm.
+        own: of a level that is left out, the same with memory on its own family types; else None.
+        verdict: in words, by the intervals alone.
+    """
+
+    arm: str
+    what: str
+    success: dict[str, Estimate]
+    alone: Estimate
+    with_memory: Estimate
+    own: Estimate | None
+    verdict: str
+
+
+def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *, samples: int = SAMPLES) -> Comparison:
+    """What the part that `name` leaves out gives.
+
+    Args:
+        whole: the runs with everything, seed by seed.
+        arm: the runs without it, of the same seeds.
+        name: one of ARMS.
+        samples: bootstrap resamples.
+
+    Raises:
+        SetupError: other seeds or tasks.
+    """
+    units = {side: _units(found) for side, found in (("whole", whole), ("arm", arm))}
+
+    def given(column: str) -> Estimate:
+        return pooled_difference(units["whole"][column], units["arm"][column], samples=samples)
+
+    level, own = ARMS[name].level, None
+    if level is not None:
+        ids = [one.kinds.get(rows.home(level), frozenset()) for one in whole]
+        mine, theirs = (
+            [rows.of_kind(part, wanted) for part, wanted in zip(units[side]["last_memory"], ids, strict=True)]
+            for side in ("whole", "arm")
+        )
+        own = pooled_difference(mine, theirs, samples=samples)
+    alone, with_memory = given("last_alone"), given("last_memory")
+    return Comparison(
+        arm=name,
+        what=ARMS[name].what,
+        success={column: pooled(part, samples=samples) for column, part in units["arm"].items()},
+        alone=alone,
+        with_memory=with_memory,
+        own=own,
+        verdict=_verdict(alone, with_memory, own),
+    )
+
+
+def _units(found: Sequence[SeedResult]) -> dict[str, list[Units]]:
+    return {column: [units_of(one.columns[column]) for one in found] for column in DEPLOYED}
+
+
+def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None) -> str:
+    said = []
+    for where, one in (("alone", alone), ("with memory", with_memory)):
+        if one.low is not None and one.low > 0:
+            said.append(f"earns its place {where}")
+        elif one.high is not None and one.high < 0:
+            said.append(f"costs {where}")
+    if own is not None and own.low is not None:
+        reached = "" if own.low >= LEAST_LEVEL else "not "
+        said.append(f"{reached}needed by its own family types (+{LEAST_LEVEL:.2f} asked)")
+    return "; ".join(said) or "no difference seen"
+
+
+def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str], seeds: Sequence[int]) -> str:
+    """All arms as Markdown."""
+    lines = [
+        "# Ablations",
+        "",
+        f"    {command}",
+        "",
+        f"Seeds {', '.join(map(str, seeds))}. Success on deploy-test; differences are the whole minus the arm, "
+        "paired by task and seed, with 95 % intervals by resampling families and seeds: positive is what the part "
+        "gives.",
+        "",
+        *(f"- {name}: {value}" for name, value in machine.items()),
+        "",
+        "| arm | | alone | with memory | whole - arm, alone | with memory | own family types | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        cells = [
+            one.arm,
+            one.what,
+            *(interval_text(estimate_json(one.success[column])) for column in ("last_alone", "last_memory")),
+        ]
+        if one.arm == WHOLE:
+            cells += ["", "", "", ""]
+        else:
+            differences = (one.alone, one.with_memory, one.own)
+            cells += [*(interval_text(estimate_json(each), signed=True) for each in differences), one.verdict]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

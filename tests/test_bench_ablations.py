@@ -1,0 +1,106 @@
+"""Ablations: what an arm changes, how it is judged, and two arms for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import driver
+import pytest
+from conftest import Opd
+from finished_run import stand_in_flow
+
+from opd_evolver.benchmark import arms
+from opd_evolver.benchmark.results import DEPLOYED, SeedResult
+from opd_evolver.benchmark.statistics import Outcome
+from opd_evolver.memory.attribution import attribute
+from opd_evolver.params import AttributionParams, Params, merge
+from opd_evolver.records import LedgerRow
+from tests.attribution_cases import entry, row
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_every_arm_changes_what_it_says_and_the_whole_changes_nothing() -> None:
+    whole = Params()
+    changed = {name: merge(whole, arm.overrides, name).digest() for name, arm in arms.ARMS.items()}
+    assert changed[arms.WHOLE] == whole.digest()
+    assert len(set(changed.values())) == len(arms.ARMS)
+
+
+def test_where_entries_count_alike_outcomes_say_nothing() -> None:
+    def value(shown: float, withheld: float) -> float | None:
+        rows: list[LedgerRow] = [
+            row("a", "g", shown, "m", "m", propensities={"m": 0.5}),
+            row("b", "g", withheld, "m", "m", injected=(), withheld=("m",), propensities={"m": 0.5}),
+        ]
+        found = attribute(rows, [entry("m")], AttributionParams(variant="uniform"))["m"]
+        assert (found.n_selected, found.low, found.high) == (1, None, None)
+        return found.value
+
+    assert value(1.0, 0.0) == value(0.0, 1.0) == pytest.approx(0.8 * (1 - 0.5**0.5))
+    never = [row("b", "g", 1.0, "m", "m", injected=(), withheld=("m",), propensities={"m": 0.5})]
+    assert attribute(never, [entry("m")], AttributionParams(variant="uniform"))["m"].value is None
+
+
+def seed(number: int, won: dict[str, int]) -> SeedResult:
+    """Column → of ten tasks in each of eight families, how many succeed; odd families are at home in tools."""
+    columns = {
+        name: tuple(
+            Outcome(
+                task_id=f"t{family}-{task}",
+                family=f"f{family}",
+                domain="sql",
+                success=(task + family) % 10 < won.get(name, 1) - (name == "last_memory" and 4 * (family % 2)),
+                episode_return=0.0,
+                steps=1,
+                tokens=1,
+            )
+            for family in range(8)
+            for task in range(10)
+        )
+        for name in DEPLOYED
+    }
+    odd = frozenset(one.task_id for one in columns["base_alone"] if int(one.family[1:]) % 2)
+    return SeedResult(seed=number, lineage=f"s{number}", columns=columns, kinds={"home tool": odd})
+
+
+def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None:
+    whole = [seed(n, {"last_alone": 6, "last_memory": 9}) for n in range(2)]
+    poor = [seed(n, {"last_alone": 3, "last_memory": 9}) for n in range(2)]
+    found = arms.compare(whole, poor, "no-anchor", samples=200)
+    assert found.alone.mean == pytest.approx(0.3) and found.with_memory.mean == 0.0 and found.own is None
+    assert found.verdict == "earns its place alone"
+    assert arms.compare(poor, whole, "no-anchor", samples=200).verdict == "costs alone"
+    assert arms.compare(whole, whole, "sft", samples=200).verdict == "no difference seen"
+    blunt = [seed(n, {"last_alone": 6, "last_memory": 5}) for n in range(2)]
+    level = arms.compare(whole, blunt, "no-tool", samples=200)
+    assert level.own is not None and level.own.mean == pytest.approx(0.4)
+    assert level.verdict == "earns its place with memory; needed by its own family types (+0.10 asked)"
+    text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", machine={}, seeds=[0, 1])
+    assert "| no-tool | no entries of the level tool | 0.600 [" in text
+
+
+def test_two_arms_of_the_real_flow(
+    children: driver.Children, tmp_path: Path, opd: Opd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("whole", "no-write"):
+        asked = {**driver.SMALL, **arms.ARMS[name].overrides, "seed": 0}
+        assert children.run(tmp_path, f"a-{name}-s0", asked) == 0, driver.said(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stand_in_flow(tmp_path, "raise SystemExit('a finished run is not run again')")
+    words = ["bench", "ablations", "--seeds", "1", "--name", "a", "--preset", "micro", "--json"]
+    words += ["--arms", "no-write", "--out", "out/ablations.md"]
+    for key, value in driver.SMALL.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    said = opd(*words)
+    assert said.code == 0, said.err
+    tree = json.loads(said.out)
+    assert set(tree["verdicts"]) == {"whole", "no-write"}
+    text = Path("out/ablations.md").read_text()
+    assert "| no-write | nothing is written |" in text and "--arms no-write" in text
+    (compared,) = [one for one in json.loads(Path("out/ablations.json").read_text()) if one["arm"] == "no-write"]
+    # Nothing was written, so its memory is empty, and memory makes no difference.
+    assert compared["success"]["last_memory"]["mean"] == compared["success"]["last_alone"]["mean"]
+    wrong = opd("bench", "ablations", "--arms", "no-wrte", "--preset", "micro")
+    assert wrong.code == 2 and "no-write" in wrong.err
