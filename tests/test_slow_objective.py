@@ -161,7 +161,7 @@ def test_token_counts_do_not_decide_an_abilitys_weight() -> None:
     items = [item("act", 3, 9), item("select", 3, 1)]
     scale = scale_of(token_counts(items), {"act": 1.0, "select": 0.3})
     kl = {"act": [2.0] * 9, "select": [5.0]}
-    loss = sum(scale[i.source] * nats for i in items for nats in kl[i.source])
+    loss = sum(scale[i.group] * nats for i in items for nats in kl[i.source])
     assert loss == pytest.approx(1.0 * 2.0 + 0.3 * 5.0)
     assert "write" not in scale
 
@@ -202,3 +202,13 @@ def test_sft_is_the_negative_log_likelihood_of_what_was_served() -> None:
     found.sum().backward()
     assert student.grad is not None
     assert student.grad.flatten().tolist() == pytest.approx([0.25, -0.25, -0.5, 0.5])
+
+
+def test_each_rehearsed_ability_has_an_equal_share_of_the_anchors_weight() -> None:
+    items = [
+        Item("anchor", "a", (1,), (1,), (7,) * 90, rehearsed="act"),
+        Item("anchor", "b", (1,), (1,), (7,) * 3, rehearsed="select"),
+        Item("act", "c", (1,), (1,), (7,) * 5),
+    ]
+    scale = scale_of(token_counts(items), {"act": 1.0, "anchor": 2.0})
+    assert scale == {"act": 1 / 5, "anchor act": 1.0 / 90, "anchor select": 1.0 / 3}

@@ -41,11 +41,13 @@ from opd_evolver.slow.examples import generator, seed_of, write_lines
 
 ANCHORS = "anchors.jsonl"
 Kind = Literal["read", "override", "bare"]
-# Anchors are taken evenly from these; `bare` episodes (nothing useful in memory) teach writing only.
+# Anchors are taken evenly from these; of `bare` episodes (nothing useful in memory) acting is not rehearsed.
 SHARES: tuple[tuple[Kind, Ability], ...] = (
     ("read", "act"),
     ("override", "act"),
     ("read", "select"),
+    ("override", "select"),
+    ("bare", "select"),
     ("read", "write"),
     ("bare", "write"),
 )
@@ -112,7 +114,8 @@ def place(
     chosen: list[Entry] = []
     if kind != "bare":
         for fact in needed:
-            newest = int(rng.integers(2, MAX_ROUND + 1))
+            # A first round has entries of round 1 only; an older one needs a round before it.
+            newest = int(rng.integers(2 if kind == "override" else 1, MAX_ROUND + 1))
             if kind == "override":
                 values = _values(env, fact, (*others, *env.facts(task)))
                 if rng.random() < 0.5:
@@ -138,12 +141,12 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
 
     Environments without `Conventions` give bare episodes only, those without `seed` tasks give none.
     """
-    wanted = -(-params.slow.anchor_examples // len(SHARES))
-    rows = {kind: _play(kind, policy, load, params, wanted) for kind in KINDS}
+    each, rest = divmod(params.slow.anchor_examples, len(SHARES))
+    rows = {kind: _play(kind, policy, load, params, each + 1) for kind in KINDS}
     anchors: list[Anchor] = []
-    for kind, ability in SHARES:
-        anchors += _of(kind, ability, rows[kind])[:wanted]
-    return anchors[: params.slow.anchor_examples]
+    for number, (kind, ability) in enumerate(SHARES):
+        anchors += _of(kind, ability, rows[kind])[: each + (number < rest)]
+    return anchors
 
 
 def write(policy: Policy, load: Callable[[str], Environment], params: Params, path: Path) -> str:

@@ -14,6 +14,8 @@ from opd_evolver.slow.views import Outcome
 
 Source = Literal["select", "act", "write", "maintain", "anchor"]
 SOURCES: tuple[Source, ...] = (*ABILITIES, "anchor")
+# Loss means are taken over each of these: anchors of a few select tokens count as much as those of many act tokens.
+GROUPS: tuple[str, ...] = (*ABILITIES, *(f"anchor {ability}" for ability in ABILITIES))
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class Item:
     """One scored reply.
 
     Attributes:
-        source: its ability, or `anchor`; loss means are taken per source.
+        source: its ability, or `anchor`.
         example_id: which example.
         student_ids: the prompt the student sees.
         teacher_ids: the prompt the teacher sees (the same for an anchor).
         reply: token ids to score, at least one.
         trust: weight of its tokens.
         has_hindsight: whether the teacher's prompt holds any.
+        rehearsed: of an anchor, the ability that it rehearses.
     """
 
     source: Source
@@ -37,6 +40,12 @@ class Item:
     reply: tuple[int, ...]
     trust: float = 1.0
     has_hindsight: bool = False
+    rehearsed: Ability = "act"
+
+    @property
+    def group(self) -> str:
+        """Whose mean its loss enters."""
+        return f"anchor {self.rehearsed}" if self.source == "anchor" else self.source
 
 
 class Sampler(Protocol):
@@ -85,7 +94,10 @@ class Mixture:
         """The anchors of a step: the base policy's own replies, scored by base and student."""
         places = self._decks["anchor"].draw(step, self._params.mixture.get("anchor", 0))
         chosen = [self._anchors[place] for place in places]
-        return [Item("anchor", one.anchor_id, one.prompt_ids, one.prompt_ids, one.reply_ids) for one in chosen]
+        return [
+            Item("anchor", one.anchor_id, one.prompt_ids, one.prompt_ids, one.reply_ids, rehearsed=one.ability)
+            for one in chosen
+        ]
 
     def sampled(self, step: int, examples: Sequence[Example], sampler: Sampler) -> list[Item]:
         """The current student's replies to its own prompts. Seeds depend on (seed, round, step, place) alone."""
@@ -131,11 +143,11 @@ def _item(one: Example, reply: tuple[int, ...]) -> Item:
     )
 
 
-def token_counts(items: Iterable[Item]) -> dict[Source, int]:
-    """Reply tokens of each source; the denominators of the loss means."""
-    counts: dict[Source, int] = dict.fromkeys(SOURCES, 0)
+def token_counts(items: Iterable[Item]) -> dict[str, int]:
+    """Reply tokens of each group; the denominators of the loss means."""
+    counts = dict.fromkeys(GROUPS, 0)
     for item in items:
-        counts[item.source] += len(item.reply)
+        counts[item.group] += len(item.reply)
     return counts
 
 
@@ -150,6 +162,14 @@ def microbatches(items: Sequence[Item], size: int) -> list[list[Item]]:
     return batches
 
 
-def scale_of(counts: Mapping[Source, int], weights: Mapping[str, float]) -> dict[Source, float]:
-    """w_a / N_a: what one token of each source adds to the loss. Token counts of a source do not decide its weight."""
-    return {source: weights.get(source, 0.0) / count for source, count in counts.items() if count}
+def scale_of(counts: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
+    """w_g / N_g: what one token of each group adds to the loss. Token counts of a group do not decide its weight.
+
+    The weight of `anchor` is shared evenly by the abilities that are rehearsed.
+    """
+    rehearsed = sum(bool(count) for group, count in counts.items() if group not in ABILITIES)
+    share = {group: 1.0 if group in ABILITIES else 1.0 / rehearsed for group, count in counts.items() if count}
+    return {
+        group: weights.get(group if group in ABILITIES else "anchor", 0.0) * part / counts[group]
+        for group, part in share.items()
+    }

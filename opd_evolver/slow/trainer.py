@@ -16,7 +16,7 @@ import torch
 from opd_evolver.params import Params, SlowParams
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.slow.adapters import Adapter
-from opd_evolver.slow.batches import Item, Mixture, Source, microbatches, scale_of, token_counts
+from opd_evolver.slow.batches import Item, Mixture, microbatches, scale_of, token_counts
 from opd_evolver.slow.examples import seed_of
 from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
 from opd_evolver.slow.metrics import Meter
@@ -96,13 +96,13 @@ class Trainer:
         total = self.accelerator.reduce(torch.tensor(list(self.n_tokens.values()), device=self.device), "sum")
         return dict(zip(self.n_tokens, (int(one) for one in total.tolist()), strict=True))
 
-    def _global_counts(self, items: Sequence[Item]) -> dict[Source, int]:
+    def _global_counts(self, items: Sequence[Item]) -> dict[str, int]:
         counts = token_counts(items)
         total = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.device), "sum")
         return dict(zip(counts, (int(one) for one in total.tolist()), strict=True))
 
     def _backward(
-        self, batch: Sequence[Item], scale: Mapping[Source, float], meter: Meter, at: tuple[int, int], logged: bool
+        self, batch: Sequence[Item], scale: Mapping[str, float], meter: Meter, at: tuple[int, int], logged: bool
     ) -> None:
         replies = [item.reply for item in batch]
         of_student = lay_out([item.student_ids for item in batch], replies, self.device)
@@ -115,7 +115,7 @@ class Trainer:
         divergence = forward_kl if batch[0].source == "anchor" else self.divergence
         kl = divergence(given, target, of_student.targets)
         weights = torch.tensor(
-            [scale[item.source] * item.trust for item in batch for _ in item.reply], device=self.device
+            [scale[item.group] * item.trust for item in batch for _ in item.reply], device=self.device
         )
         self.accelerator.backward((kl * weights).sum())
         meter.add_batch(batch, kl, given if logged else None)
