@@ -142,7 +142,8 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
     Environments without `Conventions` give bare episodes only, those without `seed` tasks give none.
     """
     each, rest = divmod(params.slow.anchor_examples, len(SHARES))
-    rows = {kind: _play(kind, policy, load, params, each + 1) for kind in KINDS}
+    # Some episodes find nothing to select among: half as many more make up for them.
+    rows = {kind: _play(kind, policy, load, params, each + each // 2 + 1) for kind in KINDS}
     anchors: list[Anchor] = []
     for number, (kind, ability) in enumerate(SHARES):
         anchors += _of(kind, ability, rows[kind])[: each + (number < rest)]
