@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from opd_evolver.abilities.dialect import HINT
 from opd_evolver.benchmark import probe_cases as cases
 from opd_evolver.benchmark.prober import Prober
-from opd_evolver.benchmark.probes import ALL_PROBES, ProbeReport, evaluate_probes, probe_table, report_json
+from opd_evolver.benchmark.probes import (
+    ALL_PROBES,
+    ProbeReport,
+    evaluate_probes,
+    probe_table,
+    report_json,
+    trained_on,
+)
 from opd_evolver.benchmark.wordings import TEMPLATES
 from opd_evolver.environments import registry
 from opd_evolver.environments.domain import TIPS_ONLY
@@ -219,3 +227,10 @@ def test_report_prints_and_domains_without_known_facts_are_named(pool: Environme
     alone = PARAMS.model_copy(update={"environments": PARAMS.environments.model_copy(update={"domains": ("plain",)})})
     with pytest.raises(SetupError, match="can be probed"):
         Prober(reader(), EnvironmentPool(lambda name: Plain()), "novel-val", 4, alone)  # type: ignore[arg-type, return-value]
+
+
+def test_a_trained_seed_policy_is_measured_where_it_was_trained(tmp_path: Path) -> None:
+    assert trained_on(tmp_path) == ()
+    (tmp_path / "training.json").write_text('{"settings": {"domains": ["shell", "sql"]}}')
+    assert trained_on(tmp_path) == ("shell", "sql")
+    assert set(trained_on("seed")) >= {"sql", "apps"}

@@ -17,6 +17,7 @@ from typing import Any
 from opd_evolver.benchmark.probe_cases import N_CANDIDATES, N_MANY_CANDIDATES, Placement
 from opd_evolver.benchmark.prober import Prober
 from opd_evolver.benchmark.statistics import Estimate, Unit, ratio_difference, ratio_interval, units_of
+from opd_evolver.durable import read_json
 from opd_evolver.environments import registry
 from opd_evolver.errors import OpdError
 from opd_evolver.params import Params
@@ -140,6 +141,14 @@ def probe_table(tree: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def trained_on(policy_path: str | Path) -> tuple[str, ...]:
+    """The domains of a policy that this project trained from scratch, by its training record; empty for others."""
+    from opd_evolver.policy.weights import resolve
+
+    record = resolve(policy_path) / "training.json"
+    return tuple(read_json(record)["settings"]["domains"]) if record.exists() else ()
 
 
 def evaluate_seed(

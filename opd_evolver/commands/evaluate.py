@@ -10,11 +10,11 @@ from opd_evolver.errors import SetupError
 
 def evaluate(given: argparse.Namespace) -> int:
     """Measure a policy's memory use, override, selection and writing on families it has never seen."""
-    from opd_evolver.benchmark.probes import evaluate_seed, probe_table
+    from opd_evolver.benchmark.probes import evaluate_seed, probe_table, trained_on
 
     if given.tasks < 1:
         raise SetupError(f"--tasks {given.tasks}", "at least 1", "for example --tasks 100")
-    domains = tuple(word for word in given.domains.split(",") if word)
+    domains = tuple(word for word in given.domains.split(",") if word) or trained_on(given.policy)
     tree = evaluate_seed(given.policy, domains=domains, split=given.split, n_tasks=given.tasks)
     print(json.dumps(tree, ensure_ascii=False, indent=2) if given.json else probe_table(tree))
     return 0
