@@ -89,9 +89,7 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     evaluate.add_argument("policy", help="`seed`, or a folder in Hugging Face form")
     evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
     evaluate.add_argument("--tasks", type=int, default=200, help="tasks a domain (default 200)")
-    evaluate.add_argument(
-        "--domains", default="", help="default: what a seed policy was trained on, else sql,apps"
-    )
+    evaluate.add_argument("--domains", default="", help="default: what a seed policy was trained on, else sql,apps")
     trial = _command(commands, "try", "trial:trial", "a few tasks with a policy of yours: all shown, a round estimated")
     trial.add_argument("--env", required=True, help="environment, see `opd check-env`")
     trial.add_argument("--policy", required=True, help="`seed`, a folder in Hugging Face form, or an endpoint's URL")

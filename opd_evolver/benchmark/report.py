@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd_evolver.benchmark.measure import Columns, RoundMeasurement
+from opd_evolver.benchmark.rows import HOME
 from opd_evolver.benchmark.statistics import Estimate
 from opd_evolver.records import Level
 
@@ -120,13 +121,14 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
 
 
 def _headroom(last: Mapping[str, Any]) -> list[str]:
-    """The last round by kind of task: what distillation adds to memory, and to selection against V > 0."""
+    """The last round by kind of headroom: what distillation adds to memory, and to selection against V > 0."""
     return [
         f"{kind} ({row['n_tasks']} tasks): base with memory {interval_text(row['success']['base_memory'])}, "
         f"round {last['round']} with memory {interval_text(row['success']['last_memory'])} "
         f"({interval_text(row['gain'], signed=True)}); "
         f"selection F1 {interval_text(row['select']['base'])} to {interval_text(row['select']['last'])}"
         for kind, row in (last.get("headroom") or {}).items()
+        if not kind.startswith(HOME)
     ]
 
 

@@ -16,7 +16,7 @@ from opd_evolver.memory.snapshot import read_entries, read_rows
 from opd_evolver.params import Params
 from opd_evolver.records import Attribution, Level, Record, Task
 
-BUDGET = "budget"
+BUDGET, HOME = "budget", "home "
 Values = Mapping[str, float | None]
 
 
@@ -76,7 +76,7 @@ def _helps(value: float | None, threshold: float) -> bool:
 
 def home(level: Level) -> str:
     """The kind of tasks whose family's hidden rule asks for this level."""
-    return f"home {level}"
+    return f"{HOME}{level}"
 
 
 def kinds(tasks: Sequence[Task], with_memory: Sequence[Outcome], n_candidates: int) -> dict[str, frozenset[str]]:
