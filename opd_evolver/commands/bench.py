@@ -7,12 +7,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from opd_evolver.commands.display import Watch
+from opd_evolver.commands.run import interrupted, to_its_end
 from opd_evolver.console import result, say
 from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
@@ -24,7 +25,25 @@ from opd_evolver.steps import dispatch, prepare
 
 def rounds(given: argparse.Namespace) -> int:
     """Run what is missing, seed after seed; then measure, pool and write the page. Again, it goes on."""
-    _begin(given)
+    return _unless_interrupted(given, "rounds", _rounds)
+
+
+def ablations(given: argparse.Namespace) -> int:
+    """Run the whole and every arm that is missing, seed after seed; then compare and write the page."""
+    return _unless_interrupted(given, "ablations", _ablations)
+
+
+def _unless_interrupted(given: argparse.Namespace, action: str, carry_out: Callable[[argparse.Namespace], int]) -> int:
+    if given.seeds < 1:
+        raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
+    dispatch.need_project()
+    try:
+        return carry_out(given)
+    except KeyboardInterrupt:
+        return interrupted(_command(given, action))
+
+
+def _rounds(given: argparse.Namespace) -> int:
     from opd_evolver.benchmark.report import estimate_json, interval_text
     from opd_evolver.benchmark.results import SeedResult, results
     from opd_evolver.steps.evidence import collect
@@ -46,9 +65,7 @@ def rounds(given: argparse.Namespace) -> int:
     return 0
 
 
-def ablations(given: argparse.Namespace) -> int:
-    """Run the whole and every arm that is missing, seed after seed; then compare and write the page."""
-    _begin(given)
+def _ablations(given: argparse.Namespace) -> int:
     from opd_evolver.benchmark import arms
     from opd_evolver.steps.evidence import collect
 
@@ -74,12 +91,6 @@ def ablations(given: argparse.Namespace) -> int:
     return 0
 
 
-def _begin(given: argparse.Namespace) -> None:
-    if given.seeds < 1:
-        raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
-    dispatch.need_project()
-
-
 def _carried_out(given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any]) -> Run:
     """The finished run of a seed."""
     seed = given.first_seed + number
@@ -89,12 +100,12 @@ def _carried_out(given: argparse.Namespace, number: int, name: str, arm: Mapping
     name = f"{name}-s{seed}"
     run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
     if not run.is_complete():
-        prepare.base(run)
-        with Watch(run) as watch:
+
+        def carry_out(watch: Watch) -> None:
             watch.say(f"seed {seed}: run `{name}`")
-            dispatch.wait_for_writer(run, watch.tick)
-            if not run.is_complete():
-                dispatch.locally(run, watch.tick)
+            dispatch.locally(run, watch.tick)
+
+        to_its_end(run, carry_out)
     return run
 
 

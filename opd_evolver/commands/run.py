@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from opd_evolver.commands.display import Watch
 from opd_evolver.commands.rounds import print_rounds
@@ -41,20 +42,30 @@ def _nothing_to_do(finished: Run, given: argparse.Namespace) -> int:
 
 
 def _carry_out(prepared: Run, given: argparse.Namespace) -> int:
-    prepare.base(prepared)
-    with Watch(prepared) as watch:
-        try:
-            if dispatch.wait_for_writer(prepared, watch.tick) and prepared.is_complete():
-                return _nothing_to_do(prepared, given)
-            _dispatch(prepared, given, watch)
-        except KeyboardInterrupt:
-            print(
-                f"\ninterrupted; finished rounds are kept. Go on with: {dispatch.resume_command(prepared)}",
-                file=sys.stderr,
-            )
-            return 130
+    try:
+        finished_elsewhere = to_its_end(prepared, lambda watch: _dispatch(prepared, given, watch))
+    except KeyboardInterrupt:
+        return interrupted(dispatch.resume_command(prepared))
+    if finished_elsewhere:
+        return _nothing_to_do(prepared, given)
     print_rounds(prepared, as_json=given.json)
     return 0
+
+
+def to_its_end(prepared: Run, carry_out: Callable[[Watch], None]) -> bool:
+    """Carry a run out under a display; whether another process has finished it meanwhile."""
+    prepare.base(prepared)
+    with Watch(prepared) as watch:
+        if dispatch.wait_for_writer(prepared, watch.tick) and prepared.is_complete():
+            return True
+        carry_out(watch)
+    return False
+
+
+def interrupted(command: str) -> int:
+    """What Ctrl-C says, and its exit code."""
+    print(f"\ninterrupted; finished rounds are kept. Go on with: {command}", file=sys.stderr)
+    return 130
 
 
 def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
