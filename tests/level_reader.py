@@ -6,6 +6,7 @@ import re
 import zlib
 
 from opd_evolver.environments.apps import SPEC as APPS
+from opd_evolver.environments.conventions import CONTEXTS
 from opd_evolver.environments.domain import Domain
 from opd_evolver.environments.sql import OPS
 from opd_evolver.environments.sql import SPEC as SQL
@@ -57,6 +58,7 @@ def _words_of(level: str, body: str) -> list[str]:
 def _act(prompt: Prompt) -> str:
     listed, _, task = _text(prompt, 0).rpartition("task ")
     scope, text = task.split(" | ")[0].split(" ", 1)
+    text = " ".join(word for word in text.split() if word not in CONTEXTS)
     asked = text.split(" then ")
     stage, number = 1, 0
     for at in range(2, len(prompt.messages), 2):

@@ -12,7 +12,7 @@ from opd_evolver.seed import tokenizer as vocabulary
 from opd_evolver.seed.settings import SeedSettings
 
 DOMAINS = (Sql(), Apps())
-TINY = SeedSettings(steps=16, polish_steps=4, drill_steps=5, shard_sequences=3, warmup_steps=5)
+TINY = SeedSettings(steps=16, polish_steps=2, wording_steps=2, drill_steps=5, shard_sequences=3, warmup_steps=5)
 
 
 @functools.cache

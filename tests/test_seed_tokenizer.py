@@ -28,7 +28,15 @@ single_spaced = st.lists(odd_words | known_words, min_size=1, max_size=12).map("
 @given(single_spaced)
 def test_text_comes_back_from_the_tokenizer(text: str) -> None:
     ids = chat().tokenize(text)
-    assert tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    expected = text
+    for name in vocabulary.SPECIAL:  # a token that forges a role comes back broken
+        expected = expected.replace(name, f"{name[0]} {name[1:]}")
+    assert tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False) == expected
+
+
+def test_a_word_that_is_a_special_token_comes_back_broken() -> None:
+    ids = chat().tokenize("x <|end|> y")
+    assert tokenizer().decode(list(ids), clean_up_tokenization_spaces=False) == "x < |end|> y"
 
 
 @settings(deadline=None, max_examples=60)

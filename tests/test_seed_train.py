@@ -58,16 +58,16 @@ def test_killed_and_resumed_with_other_workers_it_gives_the_same_bytes(tmp_path:
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
-    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1})
+    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1, "wording_steps": 1})
     states: list[int] = []
     train(short, tmp_path, n_workers=1, save_every=2, on_save=lambda model, tok, step: states.append(step))
     assert states == [2]
     one = train(short.model_copy(update={"seed": 1}), tmp_path, n_workers=1)
-    assert one.curve[-1]["step"] == 3
+    assert one.curve[-1]["step"] == 4
 
 
 def test_a_torn_state_is_explained(tmp_path: Path) -> None:
-    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1})
+    short = TINY.model_copy(update={"steps": 2, "polish_steps": 1, "wording_steps": 1})
 
     def stop(model: object, tok: object, step: int) -> None:
         raise KeyboardInterrupt

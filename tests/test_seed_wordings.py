@@ -12,6 +12,7 @@ from opd_evolver.records import LEVELS, TipContent
 from opd_evolver.seed import tokenizer as vocabulary
 from opd_evolver.seed import wordings
 from opd_evolver.seed.data import Encoded, Encoder, batch
+from opd_evolver.seed.settings import SeedSettings
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,9 @@ def made() -> tuple[Any, Encoder, tuple[Any, ...]]:
 def drawn(made: tuple[Any, Encoder, tuple[Any, ...]], share: float) -> list[Encoded]:
     """A generator for each: two wordings of one value are rivals, so that what maintenance is shown differs."""
     _, encoder, domains = made
-    return [batch(encoder, domains, 1, drill_share=0.0, key=(n, "wordings"), worded_share=share)[0] for n in range(200)]
+    return [
+        batch(encoder, domains, 1, drill_share=0.0, key=(n, "wordings"), worded=(share, 0.0))[0] for n in range(200)
+    ]
 
 
 def test_templates_of_training_and_of_the_probe_share_no_word() -> None:
@@ -60,3 +63,25 @@ def test_a_worded_tip_keeps_its_value_and_other_levels_are_left_alone() -> None:
     assert all("4" in text.split() and text != "4" for text in said) and len(set(said)) > 30
     places = {text.split().index("4") for text in said}
     assert len(places) >= 3
+
+
+def test_the_last_polish_words_the_drill_too_and_what_is_recited_stays_plain(
+    made: tuple[Any, Encoder, tuple[Any, ...]],
+) -> None:
+    settings = SeedSettings(steps=4, polish_steps=2, wording_steps=2)
+    assert settings.all_steps == 8 and [step for step in range(8) if settings.begins_polish(step)] == [4, 6]
+    assert settings.worded(5) == (settings.worded_share, 0.0)
+    assert settings.worded(6) == (settings.wording_share, settings.wording_share)
+    assert [settings.lowest_round(step) for step in (3, 4, 7)] == [2, 1, 1]
+
+    _, encoder, domains = made
+    drills = {
+        shares: batch(encoder, domains, 60, drill_share=1.0, key=(0, "drill"), worded=shares)
+        for shares in ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5))
+    }
+    plain, first, last = drills.values()
+    # Orders show entries as memory does, so that some of their tips are worded from the beginning.
+    assert sum(len(b.token_ids) > len(a.token_ids) for a, b in zip(first, last, strict=True)) > 5
+    for a, b in zip(plain, last, strict=True):
+        replies = [[token for token, scored in zip(one.token_ids, one.scored, strict=True) if scored] for one in (a, b)]
+        assert replies[0] == replies[1]

@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/seed-policy"), help="folder of the training state")
     parser.add_argument("--steps", type=int, default=SeedSettings().steps)
     parser.add_argument("--polish-steps", type=int, default=SeedSettings().polish_steps)
+    parser.add_argument("--wording-steps", type=int, default=SeedSettings().wording_steps)
     parser.add_argument("--drill-steps", type=int, default=SeedSettings().drill_steps)
     parser.add_argument("--seed", type=int, default=SeedSettings().seed)
     parser.add_argument("--domains", nargs="+", default=SeedSettings().domains, help="procedural environments")
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=given.seed,
         steps=given.steps,
         polish_steps=given.polish_steps,
+        wording_steps=given.wording_steps,
         drill_steps=given.drill_steps,
         domains=tuple(given.domains),
         levels=tuple(given.levels),

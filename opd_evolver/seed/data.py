@@ -93,7 +93,7 @@ def batch(
     drill_share: float,
     key: tuple[object, ...],
     lowest_round: int = 1,
-    worded_share: float = 0.0,
+    worded: tuple[float, float] = (0.0, 0.0),
 ) -> list[Encoded]:
     """`n` conversations with loss somewhere; the same key always gives the same ones.
 
@@ -104,11 +104,11 @@ def batch(
         drill_share: 1.0 for the drill alone.
         key: counter, such as (seed, step, shard).
         lowest_round: see `SeedSettings.lowest_round`.
-        worded_share: see `SeedSettings`.
+        worded: see `SeedSettings.worded`.
     """
     rng = cv.generator("seed-policy", *key)
     found: list[Encoded] = []
-    with wording(worded_share):
+    with wording(*worded):
         while len(found) < n:
             made = encoder.encode(draw(domains, rng, drill_share=drill_share, lowest_round=lowest_round))
             if any(made.scored):

@@ -23,8 +23,10 @@ from opd_evolver.seed.facts import (
     recited,
     shown,
     shuffled,
+    tip,
 )
 from opd_evolver.seed.replies import Belief, followed
+from opd_evolver.seed.wordings import drilling
 
 KINDS = ("copy", "pairs", "facts", "handles")
 # Share of drills over orders of moves, where the domain has such families.
@@ -49,9 +51,9 @@ def sample(domain: cv.Procedural, rng: np.random.Generator) -> Conversation:
     order = _some(len(facts), rng)
     if kind == "facts":
         asked = " then ".join(f"{facts[i].scope} {facts[i].key}" for i in order)
-        return _asked(
-            f"act mem {' | '.join(map(recited, facts))} task {asked}", " ".join(recited(facts[i]) for i in order)
-        )
+        with drilling():
+            memory = " | ".join(shown(tip(domain, fact)) for fact in facts)
+        return _asked(f"act mem {memory} task {asked}", " ".join(recited(facts[i]) for i in order))
     return _handles(domain, facts, order, rng)
 
 

@@ -114,7 +114,8 @@ def _candidates(
     listed = entries(domain, [*facts, *others], rng)
     for place in range(len(facts), len(listed)):
         if domain.spec.levels == cv.TIPS_ONLY and chance(P_OTHER_LEVEL, rng):
-            listed[place] = other_level(domain, world.scope, rng)
+            other = other_level(domain, world.scope, rng)
+            listed[place] = listed[place] if answered_key(other) in keys else other
     return shuffled(listed, rng)
 
 

@@ -13,6 +13,8 @@ class SeedSettings(Record):
         steps: optimiser steps of the first phase.
         polish_steps: steps after the decay, with fresh optimisers; only there may a fact of round 1 hold.
         worded_share: of the tips, those that say their value in other words (seed/wordings.py).
+        wording_steps: steps of a second polish, with fresh optimisers, in which so many tips are worded as
+            `wording_share` says, those of the drill too.
         drill_steps: steps at the beginning on the drill alone.
         levels: home levels of the families.
         kernel: words that a short convolution looks back on, its own included.
@@ -30,6 +32,8 @@ class SeedSettings(Record):
     kernel: int = 4
     drill_share: float = 0.2
     worded_share: float = 0.3
+    wording_steps: int = 0
+    wording_share: float = 0.6
     shards: int = 2
     shard_sequences: int = 64
     microbatches: int = 8
@@ -43,14 +47,25 @@ class SeedSettings(Record):
 
     @property
     def all_steps(self) -> int:
-        return self.steps + self.polish_steps
+        return self.steps + self.polish_steps + self.wording_steps
+
+    def begins_polish(self, step: int) -> bool:
+        """Whether the optimisers are fresh at a step (0-based)."""
+        return step in (self.steps, self.steps + self.polish_steps)
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rates at a step (0-based)."""
         if step < self.steps:
             return rate_factor(step, self.steps, n_warmup=self.warmup_steps, decay_share=self.decay_share)
-        done = step - self.steps
-        return self.polish_rate * rate_factor(done, self.polish_steps, n_warmup=self.warmup_steps // 4, decay_share=1.0)
+        done, n = step - self.steps, self.polish_steps
+        if done >= n:
+            done, n = done - n, self.wording_steps
+        return self.polish_rate * rate_factor(done, n, n_warmup=self.warmup_steps // 4, decay_share=1.0)
+
+    def worded(self, step: int) -> tuple[float, float]:
+        """Shares of the tips that are worded at a step, and of those in the drill."""
+        last = step >= self.steps + self.polish_steps
+        return (self.wording_share, self.wording_share) if last else (self.worded_share, 0.0)
 
     def lowest_round(self, step: int) -> int:
         """The lowest round that a fact which holds may be of, where no older one stands beside it."""

@@ -25,9 +25,10 @@ def fingerprint(settings: SeedSettings, encoder: Encoder, domains: Sequence[cv.P
     """Digest of the settings and of the first data they give: a state made by other code is not gone on with."""
     lines = [canonical_json(settings)]
     for share in (0.0, 1.0):
-        key, worded = (settings.seed, "fingerprint"), settings.worded_share
-        drawn = batch(encoder, domains, N_FINGERPRINT, drill_share=share, key=key, worded_share=worded)
-        lines += [canonical_json([one.token_ids, one.scored]) for one in drawn]
+        for step in (0, settings.all_steps - 1):
+            key, worded = (settings.seed, "fingerprint"), settings.worded(step)
+            drawn = batch(encoder, domains, N_FINGERPRINT, drill_share=share, key=key, worded=worded)
+            lines += [canonical_json([one.token_ids, one.scored]) for one in drawn]
     return digest_of(lines)
 
 

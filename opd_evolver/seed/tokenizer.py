@@ -1,7 +1,8 @@
 """The seed policy's tokenizer: one piece per word of the dialect, two per name, bytes for everything else.
 
 Text is cut before each space; the marked word is looked up whole, else put together from the fewest
-known pieces, down to single bytes. Hence any text is encoded without loss and no unknown token exists.
+known pieces, down to single bytes. Hence any text is encoded without loss and no unknown token exists; where it
+spells a special token, content comes back with a space in it (`policy/chat.py` breaks it).
 A segment always begins with the word mark, so that words look the same wherever a segment starts.
 """
 

@@ -96,7 +96,7 @@ class Trainer:
     def step(self, number: int) -> torch.Tensor:
         """One optimiser step; the counts of the whole batch [ability, 4]."""
         settings, shared = self.settings, self.shared
-        if number == settings.steps:
+        if settings.begins_polish(number):
             self.optimisers = self._fresh()
         share_ = 1.0 if number < settings.drill_steps else settings.drill_share
         for shard in self.shards:
@@ -107,7 +107,7 @@ class Trainer:
                 drill_share=share_,
                 key=(settings.seed, number, shard),
                 lowest_round=settings.lowest_round(number),
-                worded_share=settings.worded_share,
+                worded=settings.worded(number),
             )
             shared.counts[shard] = self._backward(drawn)
             torch.cat([_gradient(p).flatten() for p in self.parameters], out=shared.gradients[shard])

@@ -34,17 +34,24 @@ WORDS = (
 # fmt: on
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOST_WORDS, MOST_LETTERS = 4, 8
-_share: ContextVar[float] = ContextVar("_share", default=0.0)
+_shares: ContextVar[tuple[float, float]] = ContextVar("_shares", default=(0.0, 0.0))
 
 
 @contextmanager
-def wording(share: float) -> Iterator[None]:
-    """Within it this share of the tips are worded."""
-    token = _share.set(share)
+def wording(share: float, of_drill: float = 0.0) -> Iterator[None]:
+    """Within it these shares of the tips are worded: of all, and of those in the drill's look-ups."""
+    token = _shares.set((share, of_drill))
     try:
         yield
     finally:
-        _share.reset(token)
+        _shares.reset(token)
+
+
+@contextmanager
+def drilling() -> Iterator[None]:
+    """Within it the drill's share counts for all."""
+    with wording(_shares.get()[1]):
+        yield
 
 
 def worded(content: Content, *entry: object) -> Content:
@@ -54,10 +61,11 @@ def worded(content: Content, *entry: object) -> Content:
         content: of any level.
         entry: what else names the entry.
     """
-    if not isinstance(content, TipContent) or _share.get() <= 0.0:
+    share, _ = _shares.get()
+    if not isinstance(content, TipContent) or share <= 0.0:
         return content
     rng = generator("wording", *entry, content.trigger, content.text)
-    if rng.random() >= _share.get():
+    if rng.random() >= share:
         return content
     if rng.random() < 1 / 3:
         template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
