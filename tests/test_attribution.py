@@ -135,7 +135,7 @@ def test_unknown_candidates_and_levels_are_errors() -> None:
         attribute([], [entry("m")], PARAMS.model_copy(update={"alpha": {"skill": 1.0}}))
     with pytest.raises(SetupError, match="variant"):
         attribute([], [], PARAMS.model_copy(update={"variant": "nonsense"}))
-    assert set(VARIANTS) == {"paper", "released", "causal"}
+    assert set(VARIANTS) == {"paper", "released", "causal", "uniform"}
 
 
 # ── an independent reference ──────────────────────────────────────────────────────────────────

@@ -46,10 +46,14 @@ def undisturbed(children: driver.Children, tmp_path_factory: pytest.TempPathFact
     return Undisturbed(overrides, found, int(count.read_text()))
 
 
-def moments(rng: np.random.Generator, n_writes: int, n_kills: int) -> list[int]:
-    """Writes at which a run is killed, each counted from the kill before; in every stretch of the run one."""
+def moments(rng: np.random.Generator, n_writes: int, n_kills: int, *, late: bool = False) -> list[int]:
+    """Writes at which a run is killed, each counted from the kill before; in every stretch of the run one.
+
+    `late`: the kill comes a while after the write, when others have followed; so it is in the first half of a stretch.
+    """
     stretch = n_writes // n_kills
-    places = [int(rng.integers(k * stretch, (k + 1) * stretch - 5)) for k in range(n_kills)]
+    margin = stretch // 2 if late else 5
+    places = [int(rng.integers(k * stretch, (k + 1) * stretch - margin)) for k in range(n_kills)]
     return [max(1, place - before) for place, before in zip(places, [0, *places], strict=False)]
 
 
@@ -79,7 +83,7 @@ def test_killed_between_writes(children: driver.Children, undisturbed: Undisturb
     rng = np.random.Generator(np.random.Philox(key=SEED + 1))
     faults = [
         {"die_at": at, "after_s": round(float(rng.uniform(0.001, 0.2)), 3)}
-        for at in moments(rng, undisturbed.n_writes, 4)
+        for at in moments(rng, undisturbed.n_writes, 4, late=True)
     ]
     assert killed_run(children, tmp_path, undisturbed.overrides, faults) == undisturbed.digests
 

@@ -36,7 +36,12 @@ class Done(NamedTuple):
 def done(children: driver.Children, tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("done")
     policy = driver.policy_path(folder / "policy")
-    overrides = {**driver.SMALL, "policy.path": policy, "environments.domains": ["apps"], "fast.tasks_per_domain": 6}
+    overrides = {
+        **driver.SMALL,
+        "policy.path": policy,
+        "environments.domains": ["apps", "sql"],
+        "fast.tasks_per_domain": 6,
+    }
     assert children.run(folder / "run", "m", {**overrides, "rounds": 2}) == 0, driver.said(folder / "run")
     return Done(folder / "run", overrides)
 

@@ -82,9 +82,9 @@ def test_a_lost_process_is_said_and_the_others_end(world: World, monkeypatch: py
     started: list[int] = []
 
     def kill_the_second(done: int, n: int) -> None:
-        (second,) = [one for one in psutil.Process().children() if one.environ().get("RANK") == "1"]
-        started.extend(one.pid for one in psutil.Process().children())
-        second.kill()
+        ranks = {rank: one for one in psutil.Process().children() if (rank := one.environ().get("RANK")) is not None}
+        started.extend(one.pid for one in ranks.values())
+        ranks["1"].kill()
 
     with pytest.raises(OpdError, match="process 1 of the distillation ended with -9"):
         world.train("lost", slow(slow__processes=2, slow__steps=500), on_progress=kill_the_second)
