@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from opd_evolver import processes, step
 from opd_evolver.durable import write_text
-from opd_evolver.errors import OpdError, OutageError, retold
+from opd_evolver.errors import OpdError, OutageError, left_by
 from opd_evolver.records import canonical_json
 
 
@@ -39,12 +39,9 @@ def run_subprocess(job: step.Job) -> step.StepResult:
 
 
 def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
-    last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
-    if (error := retold(last)) is not None:
-        return error
     why = f"signal {-returncode}" if returncode < 0 else f"exit {returncode}"
     seen = f"step {job.step} of round {job.round} ended with {why}"
-    return OpdError(f"{seen}: {last}" if last else seen, "exit 0", f"opd resume {job.lineage.partition('~')[0]}")
+    return left_by(stderr, seen, f"opd resume {job.lineage.partition('~')[0]}")
 
 
 def run_deployment(job: step.Job) -> step.StepResult:

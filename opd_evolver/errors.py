@@ -76,3 +76,15 @@ def retold(line: str) -> OpdError | None:
     tree = json.loads(line)
     kind = next((one for one in KINDS if one.__name__ == tree["error"]), OpdError)
     return kind(tree["seen"], tree["expected"], tree["mend"])
+
+
+def left_by(stderr: str, seen: str, mend: str) -> OpdError:
+    """The error of a process that failed: the one that its last line tells, else that it ended, with that line.
+
+    Args:
+        stderr: all it said.
+        seen: which process, and how it ended.
+        mend: of an end that told no error.
+    """
+    last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
+    return retold(last) or OpdError(f"{seen}: {last}" if last else seen, "exit 0", mend)

@@ -65,9 +65,8 @@ class HeadroomParams(Section):
     one_off: float = Field(0.0, ge=0, le=1, description="share of the double tasks that ask what never comes again")
     wording: float = Field(0.0, ge=0, le=1, description="share of the tips that are noted in other words")
 
-    @property
-    def is_on(self) -> bool:
-        return max(self.misleading, self.drift, self.one_off, self.wording) > 0
+
+NO_HEADROOM = HeadroomParams()
 
 
 class EnvironmentParams(Section):
@@ -75,7 +74,7 @@ class EnvironmentParams(Section):
 
     domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
     levels: tuple[Level, ...] = Field(("tip", "skill", "tool", "trajectory"), min_length=1)
-    headroom: HeadroomParams = HeadroomParams()
+    headroom: HeadroomParams = NO_HEADROOM
 
 
 class MemoryParams(Section):

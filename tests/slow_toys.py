@@ -16,7 +16,7 @@ from opd_evolver.slow import anchor
 from opd_evolver.slow.examples import write_lines, write_set
 from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
 from opd_evolver.slow.launch import distil
-from opd_evolver.slow.train import DistilReport
+from opd_evolver.slow.train import Distillation, DistilReport, OnProgress
 from opd_evolver.slow.views import Outcome
 
 N = {"act": 8, "select": 4, "write": 4}
@@ -112,18 +112,31 @@ class World:
     """A policy, its example set and its anchors, and a way to train them."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.folder = folder
-        self.policy = {**MAKERS, "reader": reader}[kind](folder / "policy")
-        self.examples, self.anchors = toy_set(folder / "examples"), toy_anchors(folder)
+        {**MAKERS, "reader": reader}[kind](folder / "policy")
+        toy_set(folder / "examples")
+        toy_anchors(folder)
+        self._lies_in(folder)
 
-    def train(self, name: str, params: Params, **changes: Any) -> DistilReport:
-        arguments: dict[str, Any] = {"policy_path": self.policy, "base_path": self.policy, **changes}
-        return distil(
-            examples_folder=self.examples,
-            target=self.folder / name / "policy",
-            work=self.folder / name / "work",
-            params=params,
-            round=1,
-            anchor_file=self.anchors,
-            **arguments,
-        )
+    @classmethod
+    def found(cls, folder: Path) -> World:
+        """The world that another process made there."""
+        world = cls.__new__(cls)
+        world._lies_in(folder)
+        return world
+
+    def _lies_in(self, folder: Path) -> None:
+        self.folder, self.policy, self.examples = folder, folder / "policy", folder / "examples"
+        self.anchors = folder / anchor.ANCHORS
+
+    def train(self, name: str, params: Params, on_progress: OnProgress | None = None, **changes: Any) -> DistilReport:
+        what: dict[str, Any] = {
+            "policy_path": self.policy,
+            "base_path": self.policy,
+            "examples_folder": self.examples,
+            "target": self.folder / name / "policy",
+            "work": self.folder / name / "work",
+            "params": params,
+            "round": 1,
+            "anchor_file": self.anchors,
+        }
+        return distil(Distillation(**{**what, **changes}), on_progress)

@@ -43,10 +43,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from slow_toys import World, slow
-world = World.__new__(World)
-world.folder = Path({folder!r})
-world.policy, world.examples = world.folder / "policy", world.folder / "examples"
-world.anchors = world.folder / "anchors.jsonl"
+world = World.found(Path({folder!r}))
 world.train("killed", slow(slow__processes=2, slow__steps=60), on_progress=lambda done, n: print(done, flush=True))
 """
 

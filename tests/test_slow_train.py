@@ -18,7 +18,6 @@ from opd_evolver.records import Sampling
 from opd_evolver.slow import checkpoint
 from opd_evolver.slow.adapters import lora_targets
 from opd_evolver.slow.examples import OUTCOMES, write_set
-from opd_evolver.slow.train import distil
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +107,7 @@ sys.path.insert(0, {tests!r})
 from slow_toys import World, slow
 from opd_evolver.params import Params
 import safetensors.torch
-world = World.__new__(World)
-world.folder = Path({folder!r})
-world.policy, world.examples = world.folder / "policy", world.folder / "examples"
-world.anchors = world.folder / "anchors.jsonl"
+world = World.found(Path({folder!r}))
 
 def child(name, kill):
     if (pid := os.fork()) == 0:
@@ -179,16 +175,7 @@ def test_no_examples_leave_the_policy_as_it_was(worlds: dict[str, World], tmp_pa
     world = worlds["llama"]
     write_set(tmp_path, [], [])
     seen: list[int] = []
-    report = distil(
-        world.policy,
-        world.policy,
-        tmp_path,
-        tmp_path / "policy",
-        tmp_path,
-        slow(),
-        1,
-        lambda done, n: seen.append(done),
-    )
+    report = world.train("none", slow(), lambda done, n: seen.append(done), examples_folder=tmp_path, anchor_file=None)
     assert report.note == "no examples: the policy is unchanged"
     assert report.weights_digest[:12] == LocalPolicy.load(world.policy).version
     assert (report.metrics["steps"], seen) == (0, [])
@@ -198,7 +185,7 @@ def test_no_examples_leave_the_policy_as_it_was(worlds: dict[str, World], tmp_pa
 def test_a_missing_example_file_is_an_error(worlds: dict[str, World], tmp_path: Path) -> None:
     world = worlds["llama"]
     with pytest.raises(CorruptionError, match=r"examples\.jsonl"):
-        distil(world.policy, world.policy, tmp_path, tmp_path / "policy", tmp_path, slow(), 1)
+        world.train("missing", slow(), examples_folder=tmp_path, anchor_file=None)
 
 
 def test_without_outcomes_there_is_no_margin(worlds: dict[str, World], tmp_path: Path) -> None:

@@ -215,13 +215,13 @@ def _by_kind(
     if memory is None or memory.folder is None:
         return {}, {}
     params = bench.params
-    values = {name: one.value for name, one in rows.attributions(memory.folder, params).items()}
+    entries, values = rows.judged(memory.folder, params)
     threshold = params.attribution.threshold
     outcomes = {name: column.measured.outcomes for name, column in columns.items()}
     by_kind = rows.kinds(tasks, outcomes["base_memory"], params.memory.candidates)
     return (
         rows.rows(outcomes, by_kind, values, threshold, bench.samples),
-        rows.written(memory.folder, values, threshold),
+        rows.written(entries, values, threshold),
     )
 
 

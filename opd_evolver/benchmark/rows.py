@@ -14,7 +14,7 @@ from opd_evolver.benchmark.statistics import Estimate, Outcome, Unit, ratio_diff
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.snapshot import read_entries, read_rows
 from opd_evolver.params import Params
-from opd_evolver.records import Attribution, Level, Record, Task
+from opd_evolver.records import Entry, Level, Record, Task
 
 BUDGET, HOME = "budget", "home "
 Values = Mapping[str, float | None]
@@ -47,15 +47,17 @@ class Written(Record):
     median_value: float | None
 
 
-def attributions(folder: Path, params: Params) -> dict[str, Attribution]:
-    """V of every entry of a snapshot, by its whole ledger."""
-    return attribute(read_rows(folder), read_entries(folder), params.attribution)
+def judged(folder: Path, params: Params) -> tuple[list[Entry], dict[str, float | None]]:
+    """The entries of a snapshot, and V of each by the whole ledger."""
+    entries = read_entries(folder)
+    found = attribute(read_rows(folder), entries, params.attribution)
+    return entries, {entry_id: one.value for entry_id, one in found.items()}
 
 
-def written(folder: Path, values: Values, threshold: float) -> dict[int, Written]:
+def written(entries: Sequence[Entry], values: Values, threshold: float) -> dict[int, Written]:
     """By round, what became of the entries that were first written in it."""
     by_round: dict[int, list[float | None]] = {}
-    for entry in read_entries(folder):
+    for entry in entries:
         by_round.setdefault(entry.created_round, []).append(values.get(entry.entry_id))
     return {round_: _written(found, threshold) for round_, found in sorted(by_round.items())}
 

@@ -20,11 +20,10 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
 from opd_evolver.environments.attempts import Attempts, wording
-from opd_evolver.environments.headroom import NONE
 from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Level, Step, Task
-from opd_evolver.sections import HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 # More calls in one action would let an agent try every order at once.
 MAX_CALLS = 2
@@ -70,7 +69,7 @@ class Apps(ProceduralDomain):
     spec = SPEC
 
     def __init__(
-        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NO_HEADROOM
     ) -> None:
         super().__init__(world_seed, levels, headroom)
         self._db: sqlite3.Connection | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments.procedures import Move, Procedure
 from opd_evolver.records import Level
-from opd_evolver.sections import HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 TIPS_ONLY: tuple[Level, ...] = ("tip",)
 
@@ -51,11 +51,11 @@ class Domain:
     step_args: tuple[str, ...] = ()
     procedures: tuple[Procedure, ...] = ()
     levels: tuple[Level, ...] = TIPS_ONLY
-    headroom: HeadroomParams = field(default_factory=HeadroomParams)
+    headroom: HeadroomParams = NO_HEADROOM
 
-    def at(self, levels: Sequence[Level], headroom: HeadroomParams | None = None) -> Domain:
-        """The same domain with families of these home levels, and with this headroom (None: none)."""
-        return replace(self, levels=tuple(levels), headroom=headroom or HeadroomParams())
+    def at(self, levels: Sequence[Level], headroom: HeadroomParams = NO_HEADROOM) -> Domain:
+        """The same domain with families of these home levels, and with this headroom."""
+        return replace(self, levels=tuple(levels), headroom=headroom)
 
     def procedure(self, key: str) -> Procedure | None:
         """What orders `key` has; None for a tip's key."""

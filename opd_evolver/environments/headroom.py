@@ -16,14 +16,13 @@ All draws are counter-based, and nothing of it is shown but the word of the cont
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from opd_evolver.environments.conventions import CONTEXTS, World, draw_below, generator, uniform
 from opd_evolver.environments.domain import Domain, Sub
 from opd_evolver.records import Content, Split, TipContent
-from opd_evolver.sections import HeadroomParams
 
-NONE = HeadroomParams()
 KINDS = ("misleading", "drift", "one_off", "wording")
 TEMPLATES = (
     *("please note {}", "{} agreed", "usually {}", "confirmed {} today"),
@@ -38,8 +37,13 @@ def is_deployed(split: Split) -> bool:
 
 def misleads(spec: Domain, key: str) -> bool:
     """Whether a key of tips has exceptions: a fixed share of the domain's keys, whatever the family."""
+    return key in _misleading(spec)
+
+
+@functools.cache
+def _misleading(spec: Domain) -> frozenset[str]:
     ranked = sorted(spec.keys, key=lambda one: uniform("misleading", spec.name, one))
-    return key in ranked[: round(spec.headroom.misleading * len(spec.keys))]
+    return frozenset(ranked[: round(spec.headroom.misleading * len(spec.keys))])
 
 
 def context_of(spec: Domain, world: World, split: Split, keys: Sequence[str], *draw: object) -> str:

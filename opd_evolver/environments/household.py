@@ -19,11 +19,10 @@ from opd_evolver.environments import extras
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
 from opd_evolver.environments.attempts import Attempts, wording
-from opd_evolver.environments.headroom import NONE
 from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Level, Step, Task
-from opd_evolver.sections import HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 if TYPE_CHECKING:
     from opd_evolver.environments.household_house import Hands, House, Place
@@ -81,7 +80,7 @@ class Household(ProceduralDomain):
     spec = SPEC
 
     def __init__(
-        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NO_HEADROOM
     ) -> None:
         extras.require("household")
         super().__init__(world_seed, levels, headroom)

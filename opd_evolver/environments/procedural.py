@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +12,10 @@ from opd_evolver.environments import headroom as hr
 from opd_evolver.environments import tasks as task_list
 from opd_evolver.environments.attempts import Asked, Attempts
 from opd_evolver.records import Content, Fact, Level, Split, Task
-from opd_evolver.sections import HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 
-class ProceduralDomain:
+class ProceduralDomain(ABC):
     """Base of the built-in domains; the engine (`reset`, `step`, `close`) and the wording are theirs.
 
     Args:
@@ -27,7 +27,7 @@ class ProceduralDomain:
     spec: cv.Domain
 
     def __init__(
-        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = hr.NONE
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NO_HEADROOM
     ) -> None:
         self.world_seed = world_seed
         self.spec = self.spec.at(levels, headroom)
@@ -67,4 +67,3 @@ class ProceduralDomain:
     @abstractmethod
     def action(self, sub: cv.Sub | cv.Move | cv.DemoSub, value: str) -> str:
         """See `conventions.Procedural`."""
-        raise NotImplementedError

@@ -17,7 +17,7 @@ from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.records import Level, Split, Step, Task
-from opd_evolver.sections import EnvironmentParams, HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, EnvironmentParams, HeadroomParams
 
 T = TypeVar("T")
 GROUP = "opd_evolver.environments"
@@ -43,20 +43,19 @@ def loader(worlds: EnvironmentParams) -> Callable[[str], Environment]:
     return lambda name: load(name, worlds.levels, worlds.headroom)
 
 
-def load(name: str, levels: Sequence[Level] = TIPS_ONLY, headroom: HeadroomParams | None = None) -> Environment:
+def load(name: str, levels: Sequence[Level] = TIPS_ONLY, headroom: HeadroomParams = NO_HEADROOM) -> Environment:
     """A new instance of an environment.
 
     Args:
         name: a built-in domain or an entry point of the group `opd_evolver.environments`.
         levels: home levels of the families of a built-in domain; an outside one has its own.
-        headroom: of a built-in domain, see `environments/headroom.py`; None: none.
+        headroom: of a built-in domain, see `environments/headroom.py`.
 
     Raises:
         SetupError: the name is unknown (the nearest one is named), its package cannot be imported, or what it
             names is not an environment.
     """
-    known = {"levels": levels, "headroom": headroom or HeadroomParams()} if name in BUILT_IN else {}
-    made = _factory(name)(**known)
+    made = _factory(name)(levels=levels, headroom=headroom) if name in BUILT_IN else _factory(name)()
     if not isinstance(made, Environment):
         raise SetupError(
             f"environment {name!r} is a {type(made).__name__} without {', '.join(_missing(made))}",

@@ -19,12 +19,11 @@ from opd_evolver.environments import conventions as cv
 from opd_evolver.environments import procedures as pr
 from opd_evolver.environments import tasks as task_list
 from opd_evolver.environments.attempts import Attempts, wording
-from opd_evolver.environments.headroom import NONE
 from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.environments.sql_sandbox import QueryError, Sandbox, Table
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Level, Step, Task
-from opd_evolver.sections import HeadroomParams
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 # fmt: off
 STATUS = (
@@ -106,7 +105,7 @@ class Sql(ProceduralDomain):
     spec = SPEC
 
     def __init__(
-        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NONE
+        self, world_seed: int = 0, levels: Sequence[Level] = cv.TIPS_ONLY, headroom: HeadroomParams = NO_HEADROOM
     ) -> None:
         super().__init__(world_seed, levels, headroom)
         self._sandbox: Sandbox | None = None

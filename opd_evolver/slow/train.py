@@ -51,24 +51,10 @@ class DistilReport(Record):
     note: str = ""
 
 
-def distil(
-    policy_path: str | Path,
-    base_path: str | Path,
-    examples_folder: Path,
-    target: Path,
-    work: Path,
-    params: Params,
-    round: int,
-    on_progress: OnProgress | None = None,
-    *,
-    device: str = "cpu",
-    anchor_file: Path | None = None,
-) -> DistilReport:
-    """Train the policy of a round.
+class Distillation(Record):
+    """What is trained from what.
 
-    Called again after a kill it goes on from the last checkpoint in `work`, to the same bytes.
-
-    Args:
+    Attributes:
         policy_path: the policy the round starts from; student and, frozen, teacher.
         base_path: the base policy; it plays and scores the rehearsal anchor.
         examples_folder: `examples.jsonl`, and `outcomes.jsonl` for the margin.
@@ -77,28 +63,47 @@ def distil(
         work: checkpoints, anchors and `metrics.jsonl`.
         params: resolved science parameters.
         round: r.
-        on_progress: told (steps done, steps) after every step.
         device: cpu or cuda; a site setting.
         anchor_file: anchors built before; None builds `work/anchors.jsonl` from the environments' seed split.
+    """
+
+    policy_path: Path
+    base_path: Path
+    examples_folder: Path
+    target: Path
+    work: Path
+    params: Params
+    round: int
+    device: str = "cpu"
+    anchor_file: Path | None = None
+
+
+def distil(what: Distillation, on_progress: OnProgress | None = None) -> DistilReport:
+    """Train the policy of a round, in this process; `launch.distil` takes as many as `slow.processes` says.
+
+    Called again after a kill it goes on from the last checkpoint in `work`, to the same bytes.
+
+    Args:
+        what: policies, examples, folders, parameters.
+        on_progress: told (steps done, steps) after every step.
 
     Raises:
         SetupError, CorruptionError: unreadable policy, examples or checkpoint; each names its mend.
     """
     from accelerate import Accelerator
 
+    params, target, work = what.params, what.target, what.work
     began, before = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(params.slow.threads)
     try:
-        accelerator = Accelerator(cpu=device == "cpu")
+        accelerator = Accelerator(cpu=what.device == "cpu")
         torch.set_num_threads(params.slow.threads)  # a distributed accelerator sets its own
-        student = _open(policy_path, params, accelerator, params.slow.threads)
-        found = read_lines(examples_folder / EXAMPLES, Example)
+        student = _open(what.policy_path, params, accelerator, params.slow.threads)
+        found = read_lines(what.examples_folder / EXAMPLES, Example)
         examples = arm(found, params.slow.hindsight, params.seed)
         if not examples or params.slow.steps == 0:
             return _unchanged(student, target, work, examples, accelerator)
-        trainer, identity = _prepare(
-            student, base_path, examples, examples_folder, work, params, round, accelerator, anchor_file
-        )
+        trainer, identity = _prepare(student, what, examples, accelerator)
         return _run(trainer, target, work, identity, on_progress, began)
     finally:
         torch.set_num_threads(before)
@@ -116,17 +121,10 @@ def _open(path: str | Path, params: Params, accelerator: Any, threads: int) -> L
 
 
 def _prepare(
-    student: LocalPolicy,
-    base_path: str | Path,
-    examples: Sequence[Example],
-    examples_folder: Path,
-    work: Path,
-    params: Params,
-    round: int,
-    accelerator: Any,
-    anchor_file: Path | None,
+    student: LocalPolicy, what: Distillation, examples: Sequence[Example], accelerator: Any
 ) -> tuple[Trainer, str]:
     """A trainer, and the digest of everything that decides what it does."""
+    params, round = what.params, what.round
     slow = params.slow
     rehearses = bool(slow.anchor_examples and slow.mixture.get("anchor", 0) and slow.weights.get("anchor", 0.0))
     anchors: list[anchor.Anchor] = []
@@ -134,8 +132,8 @@ def _prepare(
     shared = False
     if rehearses:
         # Anchors are played with the serving thread count: their bytes then do not depend on `slow.threads`.
-        base = _open(base_path, params, accelerator, params.policy.threads)
-        file = anchor_file or work / anchor.ANCHORS
+        base = _open(what.base_path, params, accelerator, params.policy.threads)
+        file = what.anchor_file or what.work / anchor.ANCHORS
         if accelerator.is_main_process and not file.exists():
             anchor.write(base, registry.loader(params.environments), params, file)
         accelerator.wait_for_everyone()
@@ -144,7 +142,7 @@ def _prepare(
         base_teacher = None if shared else frozen_copy(base.model)
     adapter = Adapter(student.model, slow, seed_of("adapter", params.seed, round))
     teacher = start_of_round(adapter)
-    sidecar = examples_folder / OUTCOMES
+    sidecar = what.examples_folder / OUTCOMES
     outcomes = read_lines(sidecar, Outcome) if sidecar.exists() else []
     trainer = Trainer(
         policy=student,

@@ -104,20 +104,21 @@ def _data_docs(job: Job, checked: list[data_contracts.Contract], folder: Path) -
 
 def distil(job: Job, out: Path) -> StepResult:
     """The round's policy: on-policy self-distillation of the four views into the champion."""
-    from opd_evolver.slow.launch import distil as train
+    from opd_evolver.slow import launch
+    from opd_evolver.slow.train import Distillation
 
-    report = train(
-        job.path("policy"),
-        job.path("base"),
-        job.path("examples"),
-        job.path("target"),
-        out,
-        job.typed_params(),
-        job.round,
-        lambda done, total: report_job(job, "distillation", done, total),
+    what = Distillation(
+        policy_path=job.path("policy"),
+        base_path=job.path("base"),
+        examples_folder=job.path("examples"),
+        target=job.path("target"),
+        work=out,
+        params=job.typed_params(),
+        round=job.round,
         device=load_settings().device,
         anchor_file=_anchors(job),
     )
+    report = launch.distil(what, lambda done, total: report_job(job, "distillation", done, total))
     return result(job, digests={"weights": report.weights_digest}, metrics={**report.metrics, "note": report.note})
 
 
