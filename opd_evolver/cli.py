@@ -31,7 +31,8 @@ def _command(
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", help="micro | laptop | qwen3-4b-1gpu (default: the project's params.yaml)")
+    known = "micro | laptop | evidence | qwen3-4b-1gpu"
+    parser.add_argument("--preset", help=f"{known} (default: the project's params.yaml)")
     parser.add_argument("--name", default="default", help="name of the run (default: default)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", dest="pairs", help="override a parameter"

@@ -34,7 +34,7 @@ from opd_evolver.sections import (
     SlowParams,
 )
 
-PRESETS = ("micro", "laptop", "qwen3-4b-1gpu")
+PRESETS = ("micro", "laptop", "evidence", "qwen3-4b-1gpu")
 
 
 __all__ = [
@@ -69,6 +69,9 @@ __all__ = [
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("policy", "thinking", False),
     ("slow", "processes", 1),
+    ("slow", "act_with_memory", 0.0),
+    ("attribution", "rounds", 0),
+    ("attribution", "asked_only", False),
     ("memory", "selector", "policy"),
     ("memory", "levels", list(LEVELS)),
     ("environments", "headroom", HeadroomParams().model_dump(mode="json")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import signal
 import sys
 import threading
@@ -36,6 +37,14 @@ def alive(pid: int, started_at: float) -> bool:
 
 def me() -> dict[str, Any]:
     return {"pid": os.getpid(), "started": started(os.getpid())}
+
+
+def peak_bytes() -> tuple[int, int]:
+    """Most memory that this process held so far, and most that it held of its accelerator (0 where it used none)."""
+    torch = sys.modules.get("torch")
+    on_device = int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_initialized() else 0
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), on_device
 
 
 def carrying(name: str) -> Iterator[tuple[int, float, str]]:

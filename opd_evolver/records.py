@@ -359,7 +359,8 @@ class Example(Record):
 
     The reply is not stored: it is sampled from the current student during training.
     `student_ids` / `teacher_ids` are rendered prompts; `hindsight_spans` are [start, end) in
-    teacher_ids. `group` and `rollout_id` are for audits and balancing only.
+    teacher_ids. `group` and `rollout_id` are for audits and balancing only. `with_memory`: of an act example,
+    whether the prompts hold the memories that were served.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -372,3 +373,4 @@ class Example(Record):
     hindsight_spans: tuple[tuple[int, int], ...]
     max_new_tokens: int
     trust: float = 1.0
+    with_memory: bool = Field(default=False, exclude_if=lambda value: not value)

@@ -118,6 +118,8 @@ class AttributionParams(Section):
     variant: Literal["paper", "released", "causal", "uniform"] = "paper"
     threshold: float = Field(0.01, ge=0)
     alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
+    rounds: int = Field(0, ge=0, description="the latest ones whose rollouts are evidence, where there is any; 0 = all")
+    asked_only: bool = Field(False, description="an entry's evidence is from tasks that some rollout selected it for")
 
 
 class SlowParams(Section):
@@ -141,6 +143,7 @@ class SlowParams(Section):
         "maintain": 0.3,
         "anchor": 2.0,
     }
+    act_with_memory: float = Field(0.0, ge=0, le=1, description="share of the act examples that keep their memories")
     microbatch: int = Field(16, gt=0)
     sample_batch: int = Field(64, gt=0)
     processes: int = Field(1, gt=0, description="that share the examples of a step; changes the last bits")

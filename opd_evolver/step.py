@@ -22,6 +22,7 @@ from opd_evolver.errors import CorruptionError, OpdError, SetupError, told
 from opd_evolver.lineage import read_json
 from opd_evolver.memory.weaviate_server import under_way
 from opd_evolver.params import Params, nearest
+from opd_evolver.processes import peak_bytes
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json, digest_of
 
 # step name → "module:function"; imported when it runs, so that a job's check never waits for torch.
@@ -76,7 +77,14 @@ class Job(Record):
 
 
 class StepResult(Record):
-    """What a step leaves in out/result.json, written last."""
+    """What a step leaves in out/result.json, written last.
+
+    Attributes:
+        digests, metrics: what it made.
+        seconds: how long it took.
+        peak_bytes: most memory that its process ever held.
+        peak_device_bytes: the same of the accelerator, where it used one.
+    """
 
     schema_version: int = SCHEMA_VERSION
     step: str
@@ -84,13 +92,15 @@ class StepResult(Record):
     digests: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
+    peak_bytes: int = 0
+    peak_device_bytes: int = 0
 
 
 StepFunction = Callable[[Job, Path], StepResult]
 
 
 def result(job: Job, *, digests: dict[str, str] | None = None, metrics: dict[str, Any] | None = None) -> StepResult:
-    """A step's result for `job`; `run` fills in the seconds."""
+    """A step's result for `job`; `run` fills in time and memory."""
     return StepResult(step=job.step, key=job.key(), digests=digests or {}, metrics=metrics or {})
 
 
@@ -129,7 +139,9 @@ def run(job: Job) -> StepResult:
     began = time.perf_counter()
     with under_way():
         done = function(job, out)
-    done = done.model_copy(update={"seconds": round(time.perf_counter() - began, 3)})
+    here, on_device = peak_bytes()
+    seconds = round(time.perf_counter() - began, 3)
+    done = done.model_copy(update={"seconds": seconds, "peak_bytes": here, "peak_device_bytes": on_device})
     write_text(out / "result.json", canonical_json(done) + "\n")
     return done
 

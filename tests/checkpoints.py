@@ -132,15 +132,19 @@ def tiny_llama(folder: Path, seed: int = 0) -> Path:
     return _saved(LlamaForCausalLM, config, tokenizer, folder, seed)
 
 
+def project_texts() -> tuple[str, ...]:
+    """This project's own texts, to learn pieces from."""
+    root = Path(__file__).resolve().parents[1]
+    files = [*sorted(root.glob("docs/*.md")), *sorted(root.glob("opd_evolver/**/*.py"))]
+    return tuple(file.read_text(encoding="utf-8") for file in files)
+
+
 def sized(kind: str, folder: Path, millions: float, seed: int = 0) -> Path:
     """A `qwen3` or `llama` of about so many parameters: 8 layers, 8 192 pieces learnt from this project's own texts."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    root = Path(__file__).resolve().parents[1]
-    texts = tuple(file.read_text(encoding="utf-8") for file in sorted(root.glob("docs/*.md")))
-    texts += tuple(file.read_text(encoding="utf-8") for file in sorted(root.glob("opd_evolver/**/*.py")))
     makers: dict[str, Any] = {"qwen3": qwen3_tokenizer, "llama": llama_tokenizer}
-    tokenizer = makers[kind](corpus=texts, vocabulary=8192)
+    tokenizer = makers[kind](corpus=project_texts(), vocabulary=8192)
     # A layer has about 13.5 width² weights, the embedding one row a piece.
     width = 64 * max(1, round((millions * 1e6 / (8 * 13.5 + len(tokenizer) / 384)) ** 0.5 / 64))
     shape = {
@@ -159,6 +163,58 @@ def sized(kind: str, folder: Path, millions: float, seed: int = 0) -> Path:
         return _saved(Qwen3ForCausalLM, config, tokenizer, folder, seed)
     config = LlamaConfig(bos_token_id=tokenizer.bos_token_id, **shape)
     return _saved(LlamaForCausalLM, config, tokenizer, folder, seed)
+
+
+# Shapes of the Qwen3 models of that name.
+STOCK_QWEN3: dict[str, dict[str, int]] = {
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+}
+QWEN3_VOCABULARY = 151_936
+
+
+def stock_qwen3(size: str, folder: Path, device: str = "cpu", seed: int = 0) -> Path:
+    """Random bfloat16 weights in the shape of Qwen3-0.6B or -4B; the vocabulary is filled up with words of no use."""
+    import json
+
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    known = qwen3_tokenizer(corpus=project_texts(), vocabulary=8192)
+    tree = json.loads(known.backend_tokenizer.to_str())
+    first = len(known)
+    tree["model"]["vocab"] |= {f"filler{place}": place for place in range(first, QWEN3_VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)),
+        additional_special_tokens=["<|im_start|>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.chat_template = CHATML
+    config = Qwen3Config(
+        vocab_size=QWEN3_VOCABULARY,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.bfloat16,
+        **STOCK_QWEN3[size],
+    )
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model = Qwen3ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.generation_config.eos_token_id = config.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_lfm2(folder: Path, seed: int = 0, width: int = 32, positions: int = 2048) -> Path:

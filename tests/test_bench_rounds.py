@@ -99,7 +99,8 @@ def test_two_seeds_of_the_real_flow(
     text = Path("out/results.md").read_text()
     assert "seed 0" in text and "`b-s1`" in text and "reached" in text
     numbers = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
-    pooled = [row for row in numbers if row["name"] == "last_memory" and not row["seed"] and not row["domain"]]
+    columns = [row for row in numbers if row["kind"] == "column" and row["name"] == "last_memory"]
+    pooled = [row for row in columns if not row["seed"] and not row["domain"]]
     assert [float(row["mean"]) for row in pooled] == [tree["means"]["last_memory"]["mean"]]
     assert ET.parse("out/results.svg").getroot().tag.endswith("svg")
     timeless = [file for file in tree["files"] if not file.endswith(".md")]  # the page bears the date

@@ -8,8 +8,15 @@ from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.results import COLUMNS, SeedResult, results
 from opd_evolver.benchmark.results_page import page, table
 from opd_evolver.benchmark.statistics import Outcome, Unit, ratio_interval
-from opd_evolver.records import Task
+from opd_evolver.records import Entry, Task, TipContent
 
+
+def tip(entry_id: str, key: str) -> Entry:
+    content = TipContent(text="4", trigger=key)
+    return Entry(entry_id=entry_id, domain="sql", scope="zora", content=content, created_round=1)
+
+
+ENTRIES = [tip("good", "paid"), tip("bad", "late"), tip("fee", "fee")]
 VALUES = {"good": 0.4, "bad": -0.2, "weak": 0.001, "unknown": None}
 
 
@@ -58,13 +65,14 @@ def test_kinds_come_from_gold_and_from_what_was_found() -> None:
     tasks = [task(0, headroom=["drift", "wording"]), task(1, home="skill"), task(2, home="tip"), task(3)]
     found = rows.kinds(tasks, [outcome(n, True, ("a",) * n) for n in range(4)], n_candidates=3)
     assert found == {
+        "every": frozenset({"t0", "t1", "t2", "t3"}),
         "budget": frozenset({"t3"}),
         "drift": frozenset({"t0"}),
         "home skill": frozenset({"t1"}),
         "home tip": frozenset({"t2"}),
         "wording": frozenset({"t0"}),
     }
-    assert rows.kinds([task(3)], [outcome(3, True)], n_candidates=0) == {}
+    assert rows.kinds([task(3)], [outcome(3, True)], n_candidates=0) == {"every": frozenset({"t3"})}
 
 
 def test_a_row_holds_the_tasks_of_its_kind_only() -> None:
@@ -74,8 +82,9 @@ def test_a_row_holds_the_tasks_of_its_kind_only() -> None:
         "last_alone": [outcome(n, True) for n in range(6)],
         "last_memory": [outcome(n, n < 4, ("good", "bad"), ("good",)) for n in range(6)],
     }
-    row = rows.rows(columns, {"drift": frozenset({"t0", "t3", "t4", "t5"})}, VALUES, 0.01, 50)["drift"]
-    assert row.n_tasks == 4
+    selected = rows.selections(columns, [task(n, subs=[["late"]]) for n in range(6)], ENTRIES, VALUES, 0.01)
+    row = rows.rows(columns, {"drift": frozenset({"t0", "t3", "t4", "t5"})}, selected, 50)["drift"]
+    assert row.n_tasks == (4,)
     assert {name: one.mean for name, one in row.success.items()} == {
         "base_alone": 0.0,
         "base_memory": 0.25,
@@ -84,6 +93,22 @@ def test_a_row_holds_the_tasks_of_its_kind_only() -> None:
     }
     assert row.gain.mean == pytest.approx(0.25)
     assert (row.select["base"].mean, row.select["last"].mean, row.select_gain.mean) == (0.0, 1.0, 1.0)
+    # Nothing helpful is about what is asked: whatever was chosen was not needed.
+    assert (row.needed["base"].mean, row.needed["last"].mean, row.needed_gain.mean) == (0.0, 0.0, 0.0)
+
+
+def test_selection_may_be_held_against_what_a_task_asks() -> None:
+    asks = rows.asked([task(0, subs=[["late", "max"], ["fee"]]), task(1)], ENTRIES)
+    assert asks == {"t0": frozenset({"bad", "fee"})}
+    values = {**VALUES, "fee": 0.5}
+    units = rows.selection(
+        [outcome(0, True, ("good", "bad", "fee"), ("good", "fee")), outcome(1, True, ("good",), ("good",))],
+        values,
+        0.01,
+        asks,
+    )
+    # `good` helps, but is about something else; what a task asks is unknown where its gold does not say.
+    assert [(one.numerator, one.denominator) for one in units] == [(2, 3), (0, 0)]
 
 
 def test_kinds_are_pooled_over_seeds_that_met_other_tasks() -> None:
@@ -96,7 +121,7 @@ def test_kinds_are_pooled_over_seeds_that_met_other_tasks() -> None:
             columns=dict.fromkeys(COLUMNS, every),
             digests=dict.fromkeys(("base", "weights", "entries", "ledger"), "0" * 64),
             kinds={"drift": frozenset(ids)},
-            selection={"base": units, "last": units},
+            selection=dict.fromkeys(("base", "last", "base needed", "last needed"), units),
             written={1: rows.Written(n_entries=9, n_with_evidence=3, n_helpful=2, median_value=0.25)},
         )
 

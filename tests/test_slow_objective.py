@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -168,12 +170,40 @@ def test_token_counts_do_not_decide_an_abilitys_weight() -> None:
 
 def test_microbatches_hold_each_item_once_by_length_anchors_apart() -> None:
     items = [item("act", n % 13 + 1, 2) for n in range(20)] + [item("anchor", n + 1, 3) for n in range(5)]
-    batches = microbatches(items, 8)
+    batches = microbatches(items, 8, 10)
     assert sorted(map(id, (one for batch in batches for one in batch))) == sorted(map(id, items))
     assert all(len(batch) <= 8 and len({one.source == "anchor" for one in batch}) == 1 for batch in batches)
-    lengths = [len(one.student_ids) for batch in batches[:3] for one in batch]
+    acts = [batch for batch in batches if batch[0].source == "act"]
+    lengths = [len(one.student_ids) for batch in acts for one in batch]
     assert lengths == sorted(lengths)
-    assert microbatches([], 8) == []
+    assert microbatches([], 8, 10) == []
+
+
+@given(st.lists(st.integers(1, 60), max_size=7).map(sorted), st.integers(1, 4), st.integers(0, 80))
+def test_runs_cost_as_little_as_any_cut_does(lengths: list[int], size: int, per_run: int) -> None:
+    def cost(ends: Sequence[int]) -> int:
+        starts = [0, *ends[:-1]]
+        if any(not 0 < end - start <= size for start, end in zip(starts, ends, strict=True)):
+            return 10**9
+        return sum((end - start) * lengths[end - 1] + per_run for start, end in zip(starts, ends, strict=True))
+
+    runs = forward.cut(lengths, size, per_run)
+    assert [place for run in runs for place in range(len(lengths))[run]] == list(range(len(lengths)))
+    if lengths:
+        inner = range(1, len(lengths))
+        every = [(*ends, len(lengths)) for n in range(len(lengths)) for ends in itertools.combinations(inner, n)]
+        assert cost([run.stop for run in runs]) == min(cost(ends) for ends in every)
+
+
+def test_runs_give_the_logits_of_one_rectangle(tmp_path: Path) -> None:
+    score = ReplyLogits(LocalPolicy.load(MAKERS["lfm2"](tmp_path)).model)
+    prompts = [list(range(3, 3 + n)) for n in (40, 2, 3, 200, 41)]
+    replies = [(5, 6), (7,), (8, 9, 10), (11,), (12, 13)]
+    with torch.no_grad():
+        whole = score(lay_out(prompts, replies, torch.device("cpu")))
+        parts, n_processed = forward.logits_in_runs(score, prompts, replies, torch.device("cpu"))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert n_processed < 5 * 200
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:

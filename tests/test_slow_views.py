@@ -12,9 +12,9 @@ from opd_evolver.memory.segment import SegmentKey
 from opd_evolver.params import merge
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import CallRecord, Example
-from opd_evolver.slow.hindsight import Hindsight, helpful, winners, won_turns
+from opd_evolver.slow.hindsight import Hindsight, act_hint, helpful, winners, won_turns
 from opd_evolver.slow.leakage import audit, without
-from opd_evolver.slow.views import Views, act_hint, build
+from opd_evolver.slow.views import Views, build
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_contents(wheel: Path) -> None:
         (entries,) = (archive.read(name).decode() for name in sizes if name.endswith("entry_points.txt"))
     tops = {name.split("/")[0] for name in sizes}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"opd_evolver"}  # no tests, flows or checks
-    for name in ("micro", "laptop", "qwen3-4b-1gpu"):
+    for name in ("micro", "laptop", "evidence", "qwen3-4b-1gpu"):
         assert f"opd_evolver/presets/{name}.yaml" in sizes
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
         assert f"{SEED}/{name}" in sizes

@@ -219,10 +219,8 @@ def _by_kind(
     threshold = params.attribution.threshold
     outcomes = {name: column.measured.outcomes for name, column in columns.items()}
     by_kind = rows.kinds(tasks, outcomes["base_memory"], params.memory.candidates)
-    return (
-        rows.rows(outcomes, by_kind, values, threshold, bench.samples),
-        rows.written(entries, values, threshold),
-    )
+    selected = rows.selections(outcomes, tasks, entries, values, threshold)
+    return rows.rows(outcomes, by_kind, selected, bench.samples), rows.written(entries, values, threshold)
 
 
 def _against_champion(bench: Benchmark, new: Contestant, champion: Contestant) -> dict[str, Estimate]:

@@ -123,10 +123,11 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
 def _headroom(last: Mapping[str, Any]) -> list[str]:
     """The last round by kind of headroom: what distillation adds to memory, and to selection against V > 0."""
     return [
-        f"{kind} ({row['n_tasks']} tasks): base with memory {interval_text(row['success']['base_memory'])}, "
+        f"{kind} ({sum(row['n_tasks'])} tasks): base with memory {interval_text(row['success']['base_memory'])}, "
         f"round {last['round']} with memory {interval_text(row['success']['last_memory'])} "
         f"({interval_text(row['gain'], signed=True)}); "
-        f"selection F1 {interval_text(row['select']['base'])} to {interval_text(row['select']['last'])}"
+        f"selection F1 {interval_text(row['select']['base'])} to {interval_text(row['select']['last'])}, "
+        f"of what is asked {interval_text(row['needed']['base'])} to {interval_text(row['needed']['last'])}"
         for kind, row in (last.get("headroom") or {}).items()
         if not kind.startswith(HOME)
     ]

@@ -61,7 +61,7 @@ class SeedResult(Record):
         digests: of the last round; `base` is the policy it began with.
         seconds: of each round.
         kinds: by kind of task (`benchmark/rows.py`), the ids of those on deploy-test.
-        selection: `base` and `last`, F1 of what was selected against V > 0, task by task.
+        selection: from `rows.selections`, task by task.
         written: by round, what its entries have come to.
     """
 
@@ -95,16 +95,6 @@ class Retained(Record):
     reached: bool
 
 
-class KindResult(Record):
-    """One kind of task over all seeds: success by column, what distillation adds to memory, F1 of selection."""
-
-    n_tasks: tuple[int, ...]
-    success: dict[str, Estimate]
-    gain: Estimate
-    select: dict[str, Estimate]
-    select_gain: Estimate
-
-
 class Results(Record):
     """All of it, in the order of the seeds."""
 
@@ -114,7 +104,7 @@ class Results(Record):
     values: dict[str, tuple[float, ...]]
     verdicts: tuple[Verdict, ...]
     retained: tuple[Retained, ...]
-    kinds: dict[str, KindResult] = Field(default_factory=dict)
+    kinds: dict[str, rows.Row] = Field(default_factory=dict)
 
 
 def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
@@ -146,18 +136,18 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
     )
 
 
-def _kinds(seeds: Sequence[SeedResult], units: Mapping[str, list[Units]], samples: int) -> dict[str, KindResult]:
+def _kinds(seeds: Sequence[SeedResult], units: Mapping[str, list[Units]], samples: int) -> dict[str, rows.Row]:
     found = {}
     for kind in sorted({kind for one in seeds for kind in one.kinds}):
         ids = [one.kinds.get(kind, frozenset()) for one in seeds]
         parts = {name: _of_kind(units[name], ids) for name in DEPLOYED}
-        picks = {side: _of_kind([one.selection[side] for one in seeds], ids) for side in ("base", "last")}
-        found[kind] = KindResult(
-            n_tasks=tuple(len(one) for one in ids),
-            success={name: pooled(part, samples=samples) for name, part in parts.items()},
-            gain=pooled_difference(parts["last_memory"], parts["base_memory"], samples=samples),
-            select={side: pooled(part, samples=samples) for side, part in picks.items()},
-            select_gain=pooled_difference(picks["last"], picks["base"], samples=samples),
+        picks = {side: _of_kind([one.selection[side] for one in seeds], ids) for side in seeds[0].selection}
+        found[kind] = rows.row(
+            tuple(len(one) for one in ids),
+            parts,
+            picks,
+            lambda part: pooled(part, samples=samples),
+            lambda a, b: pooled_difference(a, b, samples=samples),
         )
     return found
 

@@ -6,8 +6,6 @@ took, what a full round would take. The first thing to run with a model of one's
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from opd_evolver.fast.wave import plan_epoch
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params, merge
 from opd_evolver.policy.protocol import EncodedPrompt, Policy, TokenPolicy
+from opd_evolver.processes import peak_bytes
 from opd_evolver.records import Ability, GenerationRequest, LedgerRow, Prompt, Record, Reply, Task
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
@@ -163,6 +162,7 @@ def _trial(
 ) -> Trial:
     calls = tuple(_shown(policy, request, reply) for request, reply in watched.served)
     ordered = sorted(rows, key=lambda row: row.group == GROUP)
+    here, on_device = peak_bytes()
     return Trial(
         policy_version=watched.version,
         dialect=small.policy.dialect,
@@ -172,7 +172,7 @@ def _trial(
         seconds=round(watched.seconds, 3),
         n_prompt_tokens=sum(call.n_prompt_tokens for call in calls),
         n_reply_tokens=sum(call.n_reply_tokens for call in calls),
-        peak_bytes=_peak_bytes(policy),
+        peak_bytes=on_device or here,
         round=_round(calls, watched.seconds, sum(row.group != GROUP for row in rows), policy, params),
     )
 
@@ -257,13 +257,3 @@ def _parameters(policy: Policy, params: Params) -> tuple[int | None, int]:
         if name.rpartition(".")[2] in targets and getattr(module, "weight", None) is not None
     ]
     return params.slow.lora.r * sum(int(sum(shape)) for shape in shapes), held
-
-
-def _peak_bytes(policy: Policy) -> int:
-    model: Any = getattr(policy, "model", None)
-    if model is not None and getattr(getattr(model, "device", None), "type", "") == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,10 +10,15 @@ from opd_evolver.params import SlowParams
 from opd_evolver.records import ABILITIES, Ability, Example, Sampling
 from opd_evolver.slow.anchor import Anchor
 from opd_evolver.slow.examples import Deck, seed_of
+from opd_evolver.slow.forward import cut
 from opd_evolver.slow.views import Outcome
 
 Source = Literal["select", "act", "write", "maintain", "anchor"]
 SOURCES: tuple[Source, ...] = (*ABILITIES, "anchor")
+# What is drawn apart: act examples that keep their memories have a share of their own.
+Pile = Literal["select", "act", "write", "maintain", "act with memory", "anchor"]
+WITH_MEMORY: Pile = "act with memory"
+PILES: tuple[Pile, ...] = (*ABILITIES, WITH_MEMORY, "anchor")
 # Loss means are taken over each of these: anchors of a few select tokens count as much as those of many act tokens.
 GROUPS: tuple[str, ...] = (*ABILITIES, *(f"anchor {ability}" for ability in ABILITIES))
 
@@ -71,28 +76,27 @@ class Mixture:
     ) -> None:
         self._params, self._counter = params, (seed, round)
         self._anchors = anchors
-        self._examples: dict[Ability, list[Example]] = {
-            ability: [example for example in examples if example.ability == ability] for ability in ABILITIES
-        }
-        sizes: dict[Source, int] = {ability: len(found) for ability, found in self._examples.items()}
-        sizes["anchor"] = len(anchors)
-        self._decks = {source: Deck(sizes[source], seed, round, source) for source in SOURCES}
+        self._examples: dict[Pile, list[Example]] = {pile: [] for pile in PILES if pile != "anchor"}
+        for example in examples:
+            self._examples[WITH_MEMORY if example.with_memory else example.ability].append(example)
+        sizes = {pile: len(found) for pile, found in self._examples.items()} | {"anchor": len(anchors)}
+        self._decks = {pile: Deck(sizes[pile], seed, round, pile) for pile in PILES}
+        self._wanted = _wanted(params, sizes[WITH_MEMORY])
 
-    def counts(self) -> dict[Source, int]:
-        """How many of each source a step holds."""
-        return {source: min(self._params.mixture.get(source, 0), deck.size) for source, deck in self._decks.items()}
+    def counts(self) -> dict[Pile, int]:
+        """How many of each pile a step holds."""
+        return {pile: min(self._wanted[pile], deck.size) for pile, deck in self._decks.items()}
 
     def examples_at(self, step: int) -> list[Example]:
         """The examples of a step, in a fixed order."""
         drawn: list[Example] = []
-        for ability in ABILITIES:
-            places = self._decks[ability].draw(step, self._params.mixture.get(ability, 0))
-            drawn += [self._examples[ability][place] for place in places]
+        for pile, found in self._examples.items():
+            drawn += [found[place] for place in self._decks[pile].draw(step, self._wanted[pile])]
         return drawn
 
     def anchors_at(self, step: int) -> list[Item]:
         """The anchors of a step: the base policy's own replies, scored by base and student."""
-        places = self._decks["anchor"].draw(step, self._params.mixture.get("anchor", 0))
+        places = self._decks["anchor"].draw(step, self._wanted["anchor"])
         chosen = [self._anchors[place] for place in places]
         return [
             Item("anchor", one.anchor_id, one.prompt_ids, one.prompt_ids, one.reply_ids, rehearsed=one.ability)
@@ -131,6 +135,14 @@ class Mixture:
         )
 
 
+def _wanted(params: SlowParams, n_with_memory: int) -> dict[Pile, int]:
+    """Examples of each pile in a step: those with memory are taken from the number of act examples."""
+    wanted: dict[Pile, int] = {source: params.mixture.get(source, 0) for source in SOURCES}
+    wanted[WITH_MEMORY] = round(params.act_with_memory * wanted["act"]) if n_with_memory else 0
+    wanted["act"] -= wanted[WITH_MEMORY]
+    return wanted
+
+
 def _item(one: Example, reply: tuple[int, ...]) -> Item:
     return Item(
         source=one.ability,
@@ -151,14 +163,16 @@ def token_counts(items: Iterable[Item]) -> dict[str, int]:
     return counts
 
 
-def microbatches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Items of like length together, at most `size` each; anchors apart, since another teacher scores them."""
+def microbatches(items: Sequence[Item], size: int, overhead: int) -> list[list[Item]]:
+    """Items of like length together, at most `size` each; anchors apart, since another teacher scores them.
+
+    `overhead`: see `forward.cut`.
+    """
     batches: list[list[Item]] = []
     for group in ([i for i in items if i.source != "anchor"], [i for i in items if i.source == "anchor"]):
         ordered = sorted(group, key=lambda item: len(item.student_ids) + len(item.reply))
-        n_batches = -(-len(ordered) // size)
-        for number in range(n_batches):
-            batches.append(ordered[number * len(ordered) // n_batches : (number + 1) * len(ordered) // n_batches])
+        lengths = [len(item.student_ids) + len(item.reply) for item in ordered]
+        batches += [ordered[run] for run in cut(lengths, size, overhead)]
     return batches
 
 

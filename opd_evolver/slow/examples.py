@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from opd_evolver.durable import write_bytes
 from opd_evolver.errors import CorruptionError, SchemaError
-from opd_evolver.records import SCHEMA_VERSION, Ability, Example, Record, canonical_json, digest_of
+from opd_evolver.records import SCHEMA_VERSION, Example, Record, canonical_json, digest_of
 from opd_evolver.slow.views import Outcome
 
 EXAMPLES, OUTCOMES = "examples.jsonl", "outcomes.jsonl"
@@ -99,15 +99,15 @@ def _with_hindsight_of(example: Example, donor: Example) -> Example:
 
 
 class Deck:
-    """Draws of one ability: passes over all its examples, each pass in a fixed random order of its own.
+    """Draws of one pile: passes over all its examples, each pass in a fixed random order of its own.
 
-    Draw number n is a function of (seed, round, ability, n) alone, so a resumed training draws as an
+    Draw number n is a function of (seed, round, pile, n) alone, so a resumed training draws as an
     uninterrupted one.
     """
 
-    def __init__(self, size: int, seed: int, round: int, ability: Ability | Literal["anchor"]) -> None:
+    def __init__(self, size: int, seed: int, round: int, pile: str) -> None:
         self.size = size
-        self._counter = (seed, round, ability)
+        self._counter = (seed, round, pile)
         self._orders: dict[int, np.ndarray] = {}
 
     def draw(self, step: int, n: int) -> list[int]:

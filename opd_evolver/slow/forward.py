@@ -7,7 +7,7 @@ are aligned by response index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,58 @@ def lay_out(prompts: Sequence[Ids], replies: Sequence[Ids], device: torch.device
     columns = [len(p) - 1 + n for p, reply in zip(prompts, replies, strict=True) for n in range(len(reply))]
     targets = [token for reply in replies for token in reply]
     return Layout(*(torch.tensor(one, dtype=torch.int64, device=device) for one in (filled, rows, columns, targets)))
+
+
+# What a forward pass costs beside its tokens, in tokens: measured on one core (docs/decisions.md); an accelerator
+# computes many in the time that a pass takes to be started.
+_OVERHEAD_TOKENS = {"cpu": 120}
+_OVERHEAD_ELSEWHERE = 8192
+
+
+def overhead(device: torch.device) -> int:
+    """Tokens that take as long as starting a forward pass."""
+    return _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_ELSEWHERE)
+
+
+def cut(lengths: Sequence[int], size: int, overhead: int) -> list[slice]:
+    """Runs of at most `size` of these ascending lengths, so that padding and passes together cost least.
+
+    A run costs its number times its greatest length, plus `overhead`.
+    """
+    least, begin = [0.0], [0]
+    for end in range(1, len(lengths) + 1):
+        costs = {
+            start: least[start] + (end - start) * lengths[end - 1] + overhead
+            for start in range(max(0, end - size), end)
+        }
+        begin.append(min(costs, key=lambda start: costs[start]))
+        least.append(costs[begin[-1]])
+    runs = []
+    end = len(lengths)
+    while end:
+        runs.append(slice(begin[end], end))
+        end = begin[end]
+    return runs[::-1]
+
+
+def logits_in_runs(
+    score: Callable[[Layout], Float[Tensor, "tokens vocabulary"]],
+    prompts: Sequence[Ids],
+    replies: Sequence[Ids],
+    device: torch.device,
+) -> tuple[Float[Tensor, "tokens vocabulary"], int]:
+    """Logits of all replies in their order, computed in runs of like length; and the positions computed."""
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]) + len(replies[place]))
+    lengths = [len(prompts[place]) + len(replies[place]) for place in order]
+    found: dict[int, Tensor] = {}
+    n_processed = 0
+    for run in cut(lengths, len(order), overhead(device)):
+        places = order[run]
+        layout = lay_out([prompts[place] for place in places], [replies[place] for place in places], device)
+        parts = torch.split(score(layout), [len(replies[place]) for place in places])
+        found |= dict(zip(places, parts, strict=True))
+        n_processed += layout.n_processed
+    return torch.cat([found[place] for place in range(len(prompts))]), n_processed
 
 
 class ReplyLogits:

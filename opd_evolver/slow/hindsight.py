@@ -12,16 +12,27 @@ from functools import cached_property
 from opd_evolver.abilities import dialects
 from opd_evolver.abilities.dialect import verdict
 from opd_evolver.abilities.maintain import ERROR
-from opd_evolver.errors import CorruptionError
+from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.confirm import Confirmations, as_read
 from opd_evolver.memory.levels import Count
 from opd_evolver.memory.segment import SegmentKey
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
-from opd_evolver.records import Ability, Attribution, CallRecord, Entry, LedgerRow, Prompt, TurnRecord
+from opd_evolver.records import (
+    Ability,
+    Attribution,
+    CallRecord,
+    Entry,
+    LedgerRow,
+    Message,
+    Prompt,
+    Segment,
+    TurnRecord,
+)
 from opd_evolver.rollout.budget import count_of
 
 MAX_HELPFUL = 20
+TOO_LONG = "{}: hindsight over policy.max_prompt_tokens"
 Encode = Callable[[Prompt], EncodedPrompt]
 Turns = tuple[tuple[str, TurnRecord], ...]
 
@@ -142,3 +153,25 @@ def good_maintenance(
         ):
             good.append(turn.action)
     return tuple(good)
+
+
+def fits(marks: Segment, known: Hindsight) -> bool:
+    """Whether a hint is within the encoder's limit; the encoder alone knows how many tokens it takes."""
+    try:
+        known.encode(Prompt(ability="act", messages=(Message(role="user", segments=(Segment(text="act"), marks)),)))
+    except SetupError:
+        return False
+    return True
+
+
+def act_hint(good: Sequence[Entry], won: Turns, known: Hindsight) -> Segment | str:
+    """S+ and tau+; over the limit the middle of tau+ goes first, then the last entries. Or why there is none."""
+    if not good and not won:
+        return "act: neither a helpful entry nor a successful trajectory"
+    while good or won:
+        hint = known.speak.act.hindsight(good, won, token_budget=known.budget, count=known.count)
+        if hint is not None and fits(hint, known):
+            return hint
+        middle = len(won) // 2
+        good, won = (good, (*won[:middle], *won[middle + 1 :])) if won else (good[:-1], won)
+    return TOO_LONG.format("act")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 
 from opd_evolver.errors import SetupError
 from opd_evolver.records import CallRecord, Example, LedgerRow, Record
+from opd_evolver.slow.views import WITH_MEMORY
 
 Ids = tuple[int, ...]
 N_SHOWN = 3
@@ -75,7 +76,7 @@ def contains(ids: Ids, part: Ids) -> bool:
 
 def _served_fault(example: Example, call: CallRecord, row: LedgerRow) -> str | None:
     served = call.prompt_token_ids
-    if example.ability == "act" and row.injected:
+    if example.ability == "act" and row.injected and not example.with_memory:
         blind = removed_run(served, example.student_ids) and example.student_ids != served
         return None if blind else "the student's prompt is not the served one less its memories"
     return None if example.student_ids == served else "the student's prompt is not the served one"
@@ -109,7 +110,7 @@ def audit(
         n_examples[example.ability] += 1
         n_tokens[example.ability] += sum(end - start for start, end in example.hindsight_spans)
         fault = form_fault(example)
-        found = calls.get(example.example_id)
+        found = calls.get(example.example_id.removesuffix(WITH_MEMORY) if example.with_memory else example.example_id)
         if fault is None and found is None:
             fault = "no such call in the ledger"
         if fault is None and found is not None:

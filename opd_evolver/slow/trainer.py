@@ -18,7 +18,7 @@ from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.slow.adapters import Adapter
 from opd_evolver.slow.batches import Item, Mixture, microbatches, scale_of, token_counts
 from opd_evolver.slow.examples import seed_of
-from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
+from opd_evolver.slow.forward import ReplyLogits, lay_out, logits_in_runs, overhead, token_logprobs
 from opd_evolver.slow.metrics import Meter
 from opd_evolver.slow.objective import OFF_POLICY, Objective, objective
 from opd_evolver.slow.objectives.forward_kl import forward_kl
@@ -81,7 +81,7 @@ class Trainer:
         if logged:
             self._margin(items, meter)
         self.policy.model.train()
-        for number, batch in enumerate(microbatches(items, slow.microbatch)):
+        for number, batch in enumerate(microbatches(items, slow.microbatch, overhead(self.device))):
             self._backward(batch, scale, meter, (step, number), logged)
         self.policy.model.eval()
         self._update(step)
@@ -106,9 +106,8 @@ class Trainer:
     ) -> None:
         replies = [item.reply for item in batch]
         of_student = lay_out([item.student_ids for item in batch], replies, self.device)
-        of_teacher = lay_out([item.teacher_ids for item in batch], replies, self.device)
         scorer = self.base if batch[0].source == "anchor" and self.base is not None else self.teacher
-        target = scorer.logits(of_teacher)
+        target, n_scored = logits_in_runs(scorer.logits, [item.teacher_ids for item in batch], replies, self.device)
         # Dropout, where a model or adapter has any, must not depend on what ran before (resume).
         torch.manual_seed(seed_of("dropout", self.params.seed, self.round, *at, self.accelerator.process_index))
         given = self.score(of_student)
@@ -120,7 +119,7 @@ class Trainer:
         self.accelerator.backward((kl * weights).sum())
         meter.add_batch(batch, kl, given if logged else None)
         self.n_tokens["student"] += of_student.n_processed
-        self.n_tokens["teacher"] += of_teacher.n_processed
+        self.n_tokens["teacher"] += n_scored
 
     def _margin(self, items: Sequence[Item], meter: Meter) -> None:
         """On the served replies of this step's states: does the teacher still know better?"""

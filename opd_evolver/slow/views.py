@@ -24,22 +24,23 @@ from opd_evolver.records import (
     Example,
     LedgerRow,
     Message,
-    Prompt,
     Record,
     Segment,
 )
 from opd_evolver.slow.hindsight import (
+    TOO_LONG,
     Encode,
     Hindsight,
-    Turns,
+    act_hint,
     calls_of,
+    fits,
     good_maintenance,
     helpful,
     winners,
     won_turns,
 )
 
-TOO_LONG = "{}: hindsight over policy.max_prompt_tokens"
+WITH_MEMORY = "/memory"
 
 
 class Outcome(Record):
@@ -159,7 +160,7 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
         if marks is None:
             yield "select: no candidate has evidence"
             continue
-        if not _fits(marks, known):
+        if not fits(marks, known):
             yield TOO_LONG.format("select")
             continue
         teacher = known.encode(
@@ -170,30 +171,11 @@ def _select(row: LedgerRow, known: Hindsight) -> Made:
         yield _example(row, call, student, teacher, known.params.fast.select_max_new_tokens)
 
 
-def _fits(marks: Segment, known: Hindsight) -> bool:
-    """Whether a hint is within the encoder's limit; the encoder alone knows how many tokens it takes."""
-    try:
-        known.encode(Prompt(ability="act", messages=(Message(role="user", segments=(Segment(text="act"), marks)),)))
-    except SetupError:
-        return False
-    return True
-
-
-def act_hint(good: Sequence[Entry], won: Turns, known: Hindsight) -> Segment | str:
-    """S+ and tau+; over the limit the middle of tau+ goes first, then the last entries. Or why there is none."""
-    if not good and not won:
-        return "act: neither a helpful entry nor a successful trajectory"
-    while good or won:
-        hint = known.speak.act.hindsight(good, won, token_budget=known.budget, count=known.count)
-        if hint is not None and _fits(hint, known):
-            return hint
-        middle = len(won) // 2
-        good, won = (good, (*won[:middle], *won[middle + 1 :])) if won else (good[:-1], won)
-    return TOO_LONG.format("act")
-
-
 def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
-    """Internalisation: z = x and the visited history without memories; h = S+ and tau+."""
+    """Internalisation: z = x and the visited history without memories; h = S+ and tau+.
+
+    With `slow.act_with_memory` the served prompts too, memories and all: what was learnt must not make deaf to them.
+    """
     calls = calls_of(row, "act")
     if not calls:
         return
@@ -220,10 +202,32 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
         if served.n_dropped or student.n_dropped:
             cut.add(example.example_id)
         yield example, outcome
+        if memories and known.params.slow.act_with_memory and not served.n_dropped:
+            told = known.encode(known.speak.act.prompt(first(memories, hint), history))
+            if told.n_dropped:
+                yield TOO_LONG.format("act with memory")
+            else:
+                yield _remembering(example, served, told), _renamed(outcome)
         history += [
             known.speak.act.reply_message(call.reply_token_ids, call.reply_text),
             known.speak.act.observation_message(turn.result),
         ]
+
+
+def _remembering(example: Example, served: EncodedPrompt, teacher: EncodedPrompt) -> Example:
+    return example.model_copy(
+        update={
+            "example_id": example.example_id + WITH_MEMORY,
+            "student_ids": served.token_ids,
+            "teacher_ids": teacher.token_ids,
+            "hindsight_spans": teacher.hindsight_spans,
+            "with_memory": True,
+        }
+    )
+
+
+def _renamed(outcome: Outcome) -> Outcome:
+    return outcome.model_copy(update={"example_id": outcome.example_id + WITH_MEMORY})
 
 
 def _write(row: LedgerRow, known: Hindsight) -> Made:
@@ -254,7 +258,7 @@ def _write(row: LedgerRow, known: Hindsight) -> Made:
         if marks is None:
             yield "write: nothing written, or no evidence for it yet"
             continue
-        if not _fits(marks, known):
+        if not fits(marks, known):
             yield TOO_LONG.format("write")
             continue
         yield _example(row, call, student, prompt(marks), known.params.fast.write_max_new_tokens)
@@ -270,7 +274,7 @@ def _maintain(row: LedgerRow, known: Hindsight) -> Made:
     past = good_maintenance(row, shown, known, twice)
     marks = known.speak.maintain.hindsight(shown, known.attributions, twice, known.threshold, past)
     reason = "maintain: no shown entry has evidence" if marks is None else ""
-    if marks is not None and not _fits(marks, known):
+    if marks is not None and not fits(marks, known):
         reason = TOO_LONG.format("maintain")
     if marks is None or reason:
         for _ in calls:

@@ -51,7 +51,7 @@ def collect(run: Run, *, novel: bool = True) -> SeedResult:
             columns["novel_fresh"] = bench.fresh(policy, strange)
         outcomes = {name: column.measured.outcomes for name, column in columns.items()}
         by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
-    _, values = rows.judged(folder / "memory", run.params)
+    entries, values = rows.judged(folder / "memory", run.params)
     threshold = run.params.attribution.threshold
     measured = [publish.measurement_of(run, round_) for round_ in range(last + 1)]
     return SeedResult(
@@ -63,7 +63,7 @@ def collect(run: Run, *, novel: bool = True) -> SeedResult:
         digests={"base": base_digest, **digests},
         seconds=tuple(float((run.summary(round_) or {})["seconds"]) for round_ in range(last + 1)),
         kinds=by_kind,
-        selection={side: rows.selection(outcomes[f"{side}_memory"], values, threshold) for side in ("base", "last")},
+        selection=rows.selections(outcomes, deployed, entries, values, threshold),
         written=measured[-1].written,
     )
 

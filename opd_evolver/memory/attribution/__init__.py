@@ -34,7 +34,8 @@ def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attri
     Args:
         rows: the ledger, in any order.
         entries: every entry that a row shows, retired ones included.
-        params: the variant, and alpha per level.
+        params: the variant, alpha per level, and what counts as evidence: the latest rounds (all where an entry has
+            none in them), the tasks that it was selected for.
 
     Returns:
         One `Attribution` per entry, in the entries' order: `n_selected` is N+, `n_withheld` the other side,
@@ -51,7 +52,20 @@ def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attri
     if variant is None:
         raise SetupError(f"attribution.variant {params.variant}", " | ".join(VARIANTS), "set attribution.variant")
     alphas = _alphas(entries, params)
-    pairs = evidence(rows, entries)
+    every = _valued(variant, rows, entries, alphas, params)
+    if not params.rounds:
+        return every
+    last = max((row.round for row in rows), default=0)
+    recent = [row for row in rows if row.round > last - params.rounds]
+    # What a convention was worth before it changed says nothing of now; where nothing is known of now, it must do.
+    now = _valued(variant, recent, entries, alphas, params)
+    return {name: one if one.value is not None else every[name] for name, one in now.items()}
+
+
+def _valued(
+    variant: Estimator, rows: Sequence[LedgerRow], entries: Sequence[Entry], alphas: Floats, params: AttributionParams
+) -> dict[str, Attribution]:
+    pairs = evidence(rows, entries, asked_only=params.asked_only)
     return _records(variant(pairs, len(entries)), pairs.groups, entries, alphas, params.variant)
 
 

@@ -85,10 +85,16 @@ class Choices(NamedTuple):
     propensity: Floats
 
 
-def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
+def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry], *, asked_only: bool = False) -> Pairs:
     """Who was a candidate where, and whether it was used; in the order of the rollout ids.
 
     Left out: rows whose selection fell back to the ranking, and for each entry its `creators`.
+
+    Args:
+        rows: the ledger.
+        entries: every entry that a row shows.
+        asked_only: also leave out, for each entry, the tasks that no rollout selected it for: there it was about
+            something else, and that it was absent says nothing of what it is worth.
 
     Raises:
         CorruptionError: a row names an entry that is not among `entries`, or a propensity is none.
@@ -118,6 +124,12 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> Pairs:
     propensity = np.full(len(entry), np.nan)
     used[at], withheld[at], propensity[at] = choices.used[known], choices.withheld[known], choices.propensity[known]
     evident = np.ones(len(entry), dtype=np.bool_)
+    if asked_only:
+        names = sorted({row.task_id for row in kept})
+        by_name = {name: place for place, name in enumerate(names)}
+        task = np.array([by_name[row.task_id] for row in kept], dtype=np.int64)[rollout]
+        asked = task * len(places) + entry
+        evident = np.isin(asked, asked[used | withheld])
     evident[locate(*_made(kept, creators(rows, entries)))[0]] = False
     return Pairs(
         entry=entry[evident],
