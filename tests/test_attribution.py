@@ -51,6 +51,38 @@ def test_groups_add_up_and_one_sided_groups_are_skipped() -> None:
     assert (found.n_selected, found.n_withheld) == (2, 2)
 
 
+def test_absence_from_tasks_about_something_else_may_be_no_evidence() -> None:
+    """Task t asks for m: 2 of 3 selected (one withheld), Delta 1 - 0. Task u is about something else and easy."""
+    asked = [
+        row("a", "g", 1, "m", "m", task_id="t"),
+        row("b", "g", 1, "m", "m", task_id="t"),
+        row("c", "g", 0, "m", "m", task_id="t", injected=(), withheld=("m",)),
+    ]
+    others = [row(f"o{n}", "g", 1, "m", task_id="u") for n in range(5)]
+    assert value_of([*asked, *others], entry("m")).per_group == {"g": pytest.approx(1 - 5 / 6)}
+    only = PARAMS.model_copy(update={"asked_only": True})
+    found = attribute([*asked, *others], [entry("m")], only)["m"]
+    assert found == attribute(asked, [entry("m")], PARAMS)["m"]
+    assert (found.n_selected, found.n_withheld, found.per_group) == (2, 1, {"g": 1.0})
+
+
+def test_recent_rounds_are_the_evidence_where_there_is_any() -> None:
+    """m helped in round 1 and harms in round 2; n was last seen in round 1."""
+    rows = [
+        *(row(f"a{n}", "g", 1, "m n", "m n", round=1) for n in range(2)),
+        row("b", "g", 0, "m n", round=1),
+        row("c", "g", 0, "m", "m", round=2),
+        row("d", "g", 1, "m", round=2),
+    ]
+    entries = [entry("m"), entry("n")]
+    every = attribute(rows, entries, PARAMS)
+    latest = attribute(rows, entries, PARAMS.model_copy(update={"rounds": 1}))
+    assert latest["m"] == attribute(rows[3:], entries, PARAMS)["m"]
+    assert (latest["m"].value or 0) < 0 < (latest["n"].value or 0) and latest["n"] == every["n"]
+    assert attribute(rows, entries, PARAMS.model_copy(update={"rounds": 2})) == every
+    assert attribute([], entries, PARAMS.model_copy(update={"rounds": 1}))["m"].value is None
+
+
 def test_a_harmful_tool_is_negative() -> None:
     """rho 1/2, Delta -1, N+ 1, gamma 1 - 1/sqrt 2, tool 1.2."""
     found = value_of([row("a", "g", 0, "m", "m"), row("b", "g", 1, "m")], entry("m", "tool"))

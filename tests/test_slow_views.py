@@ -9,9 +9,10 @@ from slow_world import Played, play, played
 
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.segment import SegmentKey
-from opd_evolver.params import merge
+from opd_evolver.params import SlowParams, merge
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import CallRecord, Example
+from opd_evolver.slow.batches import Mixture
 from opd_evolver.slow.hindsight import Hindsight, act_hint, helpful, winners, won_turns
 from opd_evolver.slow.leakage import audit, without
 from opd_evolver.slow.views import Views, build
@@ -218,3 +219,45 @@ def test_hindsight_over_the_limit_loses_the_middle_of_the_trajectory(world: Play
     assert short.text.split(" got ")[0] == whole.text.split(" got ")[0]
     assert act_hint(world.entries[:2], won, known(12)) == "act: hindsight over policy.max_prompt_tokens"
     assert "neither" in str(act_hint([], (), known(768)))
+
+
+# ── acting with memory ────────────────────────────────────────────────────────────────────────
+
+
+def test_some_act_examples_keep_what_was_served(world: Played, views: Views) -> None:
+    params = merge(world.params, {"slow.act_with_memory": 0.5}, "test")
+    both = build(world.rows, world.entries, world.attributions, world.local.encode, params)
+    kept = [example for example in both.examples if example.with_memory]
+    assert [example for example in both.examples if not example.with_memory] == views.examples
+    remembered = {row.rollout_id for row in world.rows if row.injected}
+    plain = [example for example in of(views, "act") if example.rollout_id in remembered]
+    assert [one.example_id.removesuffix("/memory") for one in kept] == [one.example_id for one in plain] != []
+    assert len({one.example_id for one in both.examples}) == len(both.examples)
+    for one, without_it in zip(kept, plain, strict=True):
+        assert one.student_ids == call_of(world, without_it).prompt_token_ids != without_it.student_ids
+        assert hint(world, one) == hint(world, without_it)
+    assert {one.example_id for one in both.outcomes} >= {one.example_id for one in kept}
+    report = audit(both.examples, world.rows, cut=both.cut)
+    assert report.n_examples["act"] == len(of(views, "act")) + len(kept)
+
+
+def test_an_example_that_claims_its_memories_must_be_what_was_served(world: Played, views: Views) -> None:
+    example = next(one for one in of(views, "act") if call_of(world, one).prompt_token_ids != one.student_ids)
+    claims = example.model_copy(update={"example_id": f"{example.example_id}/memory", "with_memory": True})
+    with pytest.raises(SetupError, match="the student's prompt is not the served one"):
+        audit([claims], world.rows)
+
+
+def test_a_step_takes_its_share_of_each_pile(views: Views) -> None:
+    act = of(views, "act")[:6]
+    kept = [one.model_copy(update={"example_id": f"{one.example_id}/memory", "with_memory": True}) for one in act]
+    mixture = {"act": 4, "select": 1, "write": 0, "maintain": 0, "anchor": 0}
+    slow = SlowParams(mixture=mixture, act_with_memory=0.5)
+    drawn = Mixture([*act, *kept, *of(views, "select")], [], slow, 0, 1)
+    for step in range(4):
+        found = drawn.examples_at(step)
+        assert [one.with_memory for one in found if one.ability == "act"].count(True) == 2
+        assert sum(one.ability == "act" for one in found) == 4
+    assert drawn.counts() == {"select": 1, "act": 2, "write": 0, "maintain": 0, "act with memory": 2, "anchor": 0}
+    # A round in which nothing was injected has none: the places go to the others.
+    assert Mixture(act, [], slow, 0, 1).counts()["act"] == 4

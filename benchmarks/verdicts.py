@@ -1,0 +1,85 @@
+"""How often V calls the right tips helpful and the wrong ones harmful, in a finished run, by what counts as evidence.
+
+    python -m benchmarks.verdicts RUN [--round N]
+
+A tip about a key that deploy-test asks is right when it says the value that holds there outside of any context (a
+misleading key has another one in some tasks), else wrong: stale, learnt from an exception, or a wrong guess. The gold
+is read here alone: nothing of it reaches V. No training, seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from opd_evolver import lineage
+from opd_evolver.environments import registry
+from opd_evolver.environments.conventions import CONTEXTS
+from opd_evolver.memory.attribution import attribute
+from opd_evolver.memory.snapshot import read_entries, read_rows
+from opd_evolver.params import Params
+from opd_evolver.records import Attribution, Entry, TipContent
+from opd_evolver.rollout.runner import EnvironmentPool
+from opd_evolver.steps import prepare, snapshots
+
+KINDS = ("right", "wrong")
+MARKS = ("up", "none", "down")
+EVIDENCE = [
+    {"variant": variant, "asked_only": asked_only, "rounds": rounds}
+    for variant in ("paper", "causal")
+    for asked_only in (False, True)
+    for rounds in (0, 1, 2)
+]
+
+
+def labels(entries: Sequence[Entry], params: Params) -> dict[str, str]:
+    """`right` or `wrong` for each tip that deploy-test can judge."""
+    truth: dict[tuple[str, str], dict[str, str]] = {}
+    with EnvironmentPool(registry.loader(params.environments)) as pool:
+        for domain in params.environments.domains:
+            with pool.lend(domain) as env:
+                for task in env.tasks("deploy-test", params.benchmark.test_tasks_per_domain):
+                    if task.text.split()[-1] not in CONTEXTS:
+                        truth.setdefault((domain, task.scope), {}).update(task.gold["facts"])
+    found = {}
+    for entry in entries:
+        known = truth.get((entry.domain, entry.scope), {})
+        if isinstance(entry.content, TipContent) and entry.content.trigger in known:
+            right = known[entry.content.trigger] in entry.content.text.split()
+            found[entry.entry_id] = "right" if right else "wrong"
+    return found
+
+
+def marks(found: Mapping[str, Attribution], known: Mapping[str, str], threshold: float) -> Counter[tuple[str, str]]:
+    """How many of each label have each mark."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for entry_id, label in known.items():
+        value = found[entry_id].value
+        counted[label, "none" if value is None else "up" if value >= threshold else "down"] += 1
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--round", type=int, help="default: the last finished one")
+    asked = parser.parse_args()
+    run = lineage.open_run(prepare.artifact_root(), asked.run)
+    folder: Path = snapshots.sound(run, asked.round or snapshots.last_finished(run)) / "memory"
+    entries, rows = read_entries(folder), read_rows(folder)
+    known = labels(entries, run.params)
+    print(
+        "| variant | asked_only | rounds | " + " | ".join(f"{kind}: {mark}" for kind in KINDS for mark in MARKS) + " |"
+    )
+    print("|---" * (3 + len(KINDS) * len(MARKS)) + "|")
+    for change in EVIDENCE:
+        settings = run.params.attribution.model_copy(update=change)
+        counted = marks(attribute(rows, entries, settings), known, settings.threshold)
+        named = " | ".join(str(value) for value in change.values())
+        print(f"| {named} | " + " | ".join(str(counted[kind, mark]) for kind in KINDS for mark in MARKS) + " |")
+
+
+if __name__ == "__main__":
+    main()
