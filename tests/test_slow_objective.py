@@ -242,3 +242,8 @@ def test_each_rehearsed_ability_has_an_equal_share_of_the_anchors_weight() -> No
     ]
     scale = scale_of(token_counts(items), {"act": 1.0, "anchor": 2.0})
     assert scale == {"act": 1 / 5, "anchor act": 1.0 / 90, "anchor select": 1.0 / 3}
+
+
+def test_acting_with_memory_weighs_as_much_as_acting_without() -> None:
+    items = [item("act", 3, 9), Item("act", "m", (1,), (1,), (7,) * 4, with_memory=True)]
+    assert scale_of(token_counts(items), {"act": 0.5, "select": 9.0}) == {"act": 0.5 / 9, "act with memory": 0.5 / 4}

@@ -20,7 +20,7 @@ Pile = Literal["select", "act", "write", "maintain", "act with memory", "anchor"
 WITH_MEMORY: Pile = "act with memory"
 PILES: tuple[Pile, ...] = (*ABILITIES, WITH_MEMORY, "anchor")
 # Loss means are taken over each of these: anchors of a few select tokens count as much as those of many act tokens.
-GROUPS: tuple[str, ...] = (*ABILITIES, *(f"anchor {ability}" for ability in ABILITIES))
+GROUPS: tuple[str, ...] = (*ABILITIES, WITH_MEMORY, *(f"anchor {ability}" for ability in ABILITIES))
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Item:
         trust: weight of its tokens.
         has_hindsight: whether the teacher's prompt holds any.
         rehearsed: of an anchor, the ability that it rehearses.
+        with_memory: of an act example, whether its prompts hold the memories that were served.
     """
 
     source: Source
@@ -46,10 +47,13 @@ class Item:
     trust: float = 1.0
     has_hindsight: bool = False
     rehearsed: Ability = "act"
+    with_memory: bool = False
 
     @property
     def group(self) -> str:
         """Whose mean its loss enters."""
+        if self.with_memory:
+            return WITH_MEMORY
         return f"anchor {self.rehearsed}" if self.source == "anchor" else self.source
 
 
@@ -152,6 +156,7 @@ def _item(one: Example, reply: tuple[int, ...]) -> Item:
         reply=reply,
         trust=one.trust,
         has_hindsight=bool(one.hindsight_spans),
+        with_memory=one.with_memory,
     )
 
 
@@ -179,11 +184,13 @@ def microbatches(items: Sequence[Item], size: int, overhead: int) -> list[list[I
 def scale_of(counts: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
     """w_g / N_g: what one token of each group adds to the loss. Token counts of a group do not decide its weight.
 
-    The weight of `anchor` is shared evenly by the abilities that are rehearsed.
+    The weight of `anchor` is shared evenly by the abilities that are rehearsed. Acting with memory weighs as much as
+    acting without: most of its tokens are right already, and in one mean with the others they would count for little.
     """
-    rehearsed = sum(bool(count) for group, count in counts.items() if group not in ABILITIES)
-    share = {group: 1.0 if group in ABILITIES else 1.0 / rehearsed for group, count in counts.items() if count}
+    names = {group: "act" if group == WITH_MEMORY else group.partition(" ")[0] for group in counts}
+    rehearsed = sum(bool(count) for group, count in counts.items() if names[group] == "anchor")
     return {
-        group: weights.get(group if group in ABILITIES else "anchor", 0.0) * part / counts[group]
-        for group, part in share.items()
+        group: weights.get(names[group], 0.0) / (rehearsed if names[group] == "anchor" else 1) / count
+        for group, count in counts.items()
+        if count
     }
