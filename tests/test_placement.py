@@ -92,3 +92,11 @@ def test_a_job_file_gives_what_the_same_step_gives_in_process(inline: Inline, tm
     assert (ours["key"], ours["digests"]) == (theirs["key"], theirs["digests"])
     weights = target / "model.safetensors"
     assert weights.read_bytes() == (inline.root / weights.relative_to(root)).read_bytes()
+
+
+def test_a_step_tells_what_it_took(inline: Inline) -> None:
+    told = [json.loads(path.read_text()) for path in (inline.root / "runs/m/steps").glob("round-*/*/result.json")]
+    assert len(told) > 5
+    for one in told:
+        # torch alone takes more than 100 MiB; there is no accelerator in tests.
+        assert one["peak_bytes"] > 100 * 2**20 and one["peak_device_bytes"] == 0 and one["seconds"] >= 0
