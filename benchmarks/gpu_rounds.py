@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +30,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from benchmarks.real_models import ROOT, checkpoints, driver, opd
 
-import checkpoints  # noqa: E402
-import driver  # noqa: E402
-
-OPD = [sys.executable, "-c", "from opd_evolver.cli import main; raise SystemExit(main())"]
 PROJECT = ("flows", "params.yaml", "prefect.yaml")
 SMALL: dict[str, Any] = {
     **driver.SMALL,
@@ -67,28 +61,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-def opd(*words: str, folder: Path) -> str:
-    """Standard output of a command; its error ends the benchmark."""
-    done = subprocess.run([*OPD, *words], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"opd {' '.join(words)}: {done.stderr.strip()[-3000:]}")
-    return done.stdout
-
-
 def tried(base: Path, folder: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """Figures of `opd try`."""
     folder.mkdir()
-    asked = (
-        "--env",
-        "sql",
-        "--policy",
-        str(base),
-        "--tasks",
-        "2",
-        "--json",
-        "--set",
-        f"policy.dtype={overrides['policy.dtype']}",
-    )
+    asked = ("--env", "sql", "--policy", str(base), "--tasks", "2", "--json")
     names = ("policy.dtype", *(f"fast.{one}_max_new_tokens" for one in ("act", "select", "write")))
     caps = [word for name in names for word in ("--set", f"{name}={overrides[name]}")]
     found = json.loads(opd("try", *asked, *caps, folder=folder))
@@ -197,7 +173,7 @@ def _table(found: dict[str, dict[str, Any]], device: str) -> None:
 
     where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
     print(f"{where}, {os.cpu_count()} cores, torch {torch.__version__}\n")
-    print("| | " + " | ".join(found) + " |\n|---" * 1 + "|---" * len(found) + "|")
+    print("| | " + " | ".join(found) + " |\n" + "|---" * (1 + len(found)) + "|")
     for name in dict.fromkeys(name for one in found.values() for name in one):
         print(f"| {name} | " + " | ".join(_cell(one.get(name, "")) for one in found.values()) + " |")
 

@@ -138,9 +138,10 @@ def selection(
     units = []
     for one in outcomes:
         right = {entry_id for entry_id in one.candidates if _helps(values.get(entry_id), threshold)}
-        right &= right if needed is None else needed.get(one.task_id, frozenset())
         chosen = {entry_id for entry_id in one.selected if values.get(entry_id) is not None}
-        chosen = chosen if needed is None or one.task_id in needed else set()
+        if needed is not None:
+            right &= needed.get(one.task_id, frozenset())
+            chosen = chosen if one.task_id in needed else set()
         units.append(
             Unit(
                 task_id=one.task_id,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from opd_evolver.errors import SetupError
 from opd_evolver.records import CallRecord, Example, LedgerRow, Record
-from opd_evolver.slow.views import WITH_MEMORY
+from opd_evolver.slow.views import MEMORY_SUFFIX
 
 Ids = tuple[int, ...]
 N_SHOWN = 3
@@ -110,7 +110,7 @@ def audit(
         n_examples[example.ability] += 1
         n_tokens[example.ability] += sum(end - start for start, end in example.hindsight_spans)
         fault = form_fault(example)
-        found = calls.get(example.example_id.removesuffix(WITH_MEMORY) if example.with_memory else example.example_id)
+        found = calls.get(example.example_id.removesuffix(MEMORY_SUFFIX) if example.with_memory else example.example_id)
         if fault is None and found is None:
             fault = "no such call in the ledger"
         if fault is None and found is not None:

@@ -40,7 +40,7 @@ from opd_evolver.slow.hindsight import (
     won_turns,
 )
 
-WITH_MEMORY = "/memory"
+MEMORY_SUFFIX = "/memory"
 
 
 class Outcome(Record):
@@ -119,9 +119,15 @@ Made = Iterator[tuple[Example, Outcome] | str]
 
 
 def _example(
-    row: LedgerRow, call: CallRecord, student: tuple[int, ...], teacher: EncodedPrompt, max_new_tokens: int
+    row: LedgerRow,
+    call: CallRecord,
+    student: tuple[int, ...],
+    teacher: EncodedPrompt,
+    max_new_tokens: int,
+    *,
+    with_memory: bool = False,
 ) -> tuple[Example, Outcome]:
-    example_id = f"{row.rollout_id}/{call.ability}/{call.turn}"
+    example_id = f"{row.rollout_id}/{call.ability}/{call.turn}{MEMORY_SUFFIX if with_memory else ''}"
     example = Example(
         example_id=example_id,
         ability=call.ability,
@@ -131,6 +137,7 @@ def _example(
         teacher_ids=teacher.token_ids,
         hindsight_spans=teacher.hindsight_spans,
         max_new_tokens=max_new_tokens,
+        with_memory=with_memory,
     )
     outcome = Outcome(example_id=example_id, reply_token_ids=call.reply_token_ids, episode_return=row.episode_return)
     return example, outcome
@@ -198,7 +205,8 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
         _as_served(row, call, served.token_ids)
         student = known.encode(known.speak.act.prompt(first((), None), history))
         teacher = known.encode(known.speak.act.prompt(first((), hint), history))
-        example, outcome = _example(row, call, student.token_ids, teacher, known.params.fast.act_max_new_tokens)
+        limit = known.params.fast.act_max_new_tokens
+        example, outcome = _example(row, call, student.token_ids, teacher, limit)
         if served.n_dropped or student.n_dropped:
             cut.add(example.example_id)
         yield example, outcome
@@ -207,27 +215,11 @@ def _act(row: LedgerRow, known: Hindsight, cut: set[str]) -> Made:
             if told.n_dropped:
                 yield TOO_LONG.format("act with memory")
             else:
-                yield _remembering(example, served, told), _renamed(outcome)
+                yield _example(row, call, served.token_ids, told, limit, with_memory=True)
         history += [
             known.speak.act.reply_message(call.reply_token_ids, call.reply_text),
             known.speak.act.observation_message(turn.result),
         ]
-
-
-def _remembering(example: Example, served: EncodedPrompt, teacher: EncodedPrompt) -> Example:
-    return example.model_copy(
-        update={
-            "example_id": example.example_id + WITH_MEMORY,
-            "student_ids": served.token_ids,
-            "teacher_ids": teacher.token_ids,
-            "hindsight_spans": teacher.hindsight_spans,
-            "with_memory": True,
-        }
-    )
-
-
-def _renamed(outcome: Outcome) -> Outcome:
-    return outcome.model_copy(update={"example_id": outcome.example_id + WITH_MEMORY})
 
 
 def _write(row: LedgerRow, known: Hindsight) -> Made:
