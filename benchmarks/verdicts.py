@@ -17,7 +17,7 @@ from pathlib import Path
 from opd_evolver import lineage
 from opd_evolver.environments import registry
 from opd_evolver.environments.conventions import CONTEXTS
-from opd_evolver.memory.attribution import attribute
+from opd_evolver.memory.attribution import attribute, sure
 from opd_evolver.memory.snapshot import read_entries, read_rows
 from opd_evolver.params import Params
 from opd_evolver.records import Attribution, Entry, TipContent
@@ -27,9 +27,9 @@ from opd_evolver.steps import prepare, snapshots
 KINDS = ("right", "wrong")
 MARKS = ("up", "none", "down")
 EVIDENCE = [
-    {"variant": variant, "asked_only": asked_only, "rounds": rounds}
+    {"variant": variant, "asked_only": asked_only, "rounds": rounds, "sure": only_sure}
     for variant in ("paper", "causal")
-    for asked_only in (False, True)
+    for asked_only, only_sure in ((False, False), (True, False), (True, True))
     for rounds in (0, 1, 2)
 ]
 
@@ -56,8 +56,9 @@ def marks(found: Mapping[str, Attribution], known: Mapping[str, str], threshold:
     """How many of each label have each mark."""
     counted: Counter[tuple[str, str]] = Counter()
     for entry_id, label in known.items():
-        value = found[entry_id].value
-        counted[label, "none" if value is None else "up" if value >= threshold else "down"] += 1
+        value = found[entry_id].value if entry_id in found else None
+        clear = value if value is not None and abs(value) >= threshold else 0.0
+        counted[label, "up" if clear > 0 else "down" if clear < 0 else "none"] += 1
     return counted
 
 
@@ -71,12 +72,15 @@ def main() -> None:
     entries, rows = read_entries(folder), read_rows(folder)
     known = labels(entries, run.params)
     print(
-        "| variant | asked_only | rounds | " + " | ".join(f"{kind}: {mark}" for kind in KINDS for mark in MARKS) + " |"
+        "| variant | asked_only | rounds | sure | "
+        + " | ".join(f"{kind}: {mark}" for kind in KINDS for mark in MARKS)
+        + " |"
     )
-    print("|---" * (3 + len(KINDS) * len(MARKS)) + "|")
+    print("|---" * (4 + len(KINDS) * len(MARKS)) + "|")
     for change in EVIDENCE:
         settings = run.params.attribution.model_copy(update=change)
-        counted = marks(attribute(rows, entries, settings), known, settings.threshold)
+        valued = attribute(rows, entries, settings)
+        counted = marks(sure(valued) if settings.sure else valued, known, settings.threshold)
         named = " | ".join(str(value) for value in change.values())
         print(f"| {named} | " + " | ".join(str(counted[kind, mark]) for kind in KINDS for mark in MARKS) + " |")
 

@@ -72,6 +72,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("slow", "act_with_memory", 0.0),
     ("attribution", "rounds", 0),
     ("attribution", "asked_only", False),
+    ("attribution", "sure", False),
     ("memory", "selector", "policy"),
     ("memory", "levels", list(LEVELS)),
     ("environments", "headroom", HeadroomParams().model_dump(mode="json")),

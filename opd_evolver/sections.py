@@ -120,6 +120,7 @@ class AttributionParams(Section):
     alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
     rounds: int = Field(0, ge=0, description="the latest ones whose rollouts are evidence, where there is any; 0 = all")
     asked_only: bool = Field(False, description="an entry's evidence is from tasks that some rollout selected it for")
+    sure: bool = Field(False, description="only a V whose 95 % interval leaves out 0 is told to the teacher")
 
 
 class SlowParams(Section):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.memory.attribution import VARIANTS, attribute
+from opd_evolver.memory.attribution import VARIANTS, attribute, sure
 from opd_evolver.params import AttributionParams
 from opd_evolver.records import Attribution, Entry, LedgerRow
 from tests.attribution_cases import entry, ledgers, row
@@ -118,6 +118,17 @@ def test_interval_is_none_where_no_cell_has_two() -> None:
     found = value_of([row("a", "g", 1, "m", "m"), row("b", "g", 0, "m")], entry("m"))
     assert found.value is not None
     assert (found.low, found.high) == (None, None)
+
+
+def test_sure_is_what_the_interval_leaves_no_doubt_about() -> None:
+    won = [row(f"w{i}", "g", 1, "helps harms luck", "helps luck") for i in range(6)]
+    lost = [row(f"l{i}", "g", 0, "helps harms luck", "harms luck") for i in range(6)]
+    one_each = [row("x", "h", 1, "luck few", "luck few"), row("y", "h", 0, "luck few")]
+    found = attribute([*won, *lost, *one_each], [entry(name) for name in ("helps", "harms", "luck", "few")], PARAMS)
+    assert found["few"].value is not None and found["few"].value > 0.01  # one win: a sign, and no interval
+    told = sure(found)
+    assert {*told} == {"helps", "harms"}
+    assert told["helps"] == found["helps"] and (told["harms"].value or 0.0) < 0
 
 
 # ── what is no evidence ───────────────────────────────────────────────────────────────────────

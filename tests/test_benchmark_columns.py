@@ -12,7 +12,7 @@ import pytest
 from opd_evolver.benchmark.columns import PolicySource, ResultStore, difference, mean, run_column
 from opd_evolver.benchmark.gate import decide
 from opd_evolver.benchmark.measure import Benchmark, Contestant, RoundMeasurement, measure_base, measure_round
-from opd_evolver.benchmark.protocols import FrozenProtocol, MemorySource, StreamingProtocol
+from opd_evolver.benchmark.protocols import FreshProtocol, FrozenProtocol, MemorySource, StreamingProtocol
 from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.environments import registry
 from opd_evolver.environments.domain import TIPS_ONLY
@@ -25,7 +25,7 @@ from opd_evolver.policy.protocol import Policy
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.records import Proposal, Task, TipContent
 from opd_evolver.rollout.runner import EnvironmentPool
-from tests.benchmark_policies import reader
+from tests.benchmark_policies import reader, stubborn
 
 PARAMS = Params.model_validate(
     {
@@ -98,6 +98,43 @@ def test_memory_helps_a_reader_and_frozen_leaves_the_snapshot_alone(pool: Enviro
     assert gain.low is not None and gain.low > 0.4
     assert [one.task_id for one in alone.measured.outcomes] == [task.task_id for task in held_out]
     assert {file.name: file.read_bytes() for file in sorted((tmp_path / "memory").iterdir())} == before
+
+
+def test_a_fresh_memory_is_filled_with_other_tasks_and_then_read(pool: EnvironmentPool, tmp_path: Path) -> None:
+    """A reader that notes what it found knows much of it later; one that notes nothing gains nothing."""
+    # This reader guesses by the text alone, so further rollouts of a task find nothing more.
+    fast = PARAMS.fast.model_copy(update={"tasks_per_domain": 480, "rollouts_per_task": 1})
+    params = PARAMS.model_copy(update={"fast": fast})
+    bench = Benchmark(params, pool, ResultStore(tmp_path))
+    measured = bench.tasks("novel-test", 48)
+    alone = bench.column(Contestant(source(reader()), None), measured, with_memory=False)
+    fresh = bench.fresh(source(reader()), measured)
+    gain = difference(fresh, alone)  # type: ignore[type-var]
+    assert gain.low is not None and gain.low > 0.2
+    assert any(one.selected for one in fresh.measured.outcomes)
+    forgetful = bench.fresh(source(stubborn({})), measured)
+    assert not any(one.candidates for one in forgetful.measured.outcomes)
+    closed = PolicySource(reader().version, Closed())
+    assert bench.fresh(closed, measured) == fresh
+    longer = params.model_copy(update={"fast": fast.model_copy(update={"rollouts_per_task": 2})})
+    with pytest.raises(AssertionError, match="measured again"):
+        Benchmark(longer, pool, ResultStore(tmp_path)).fresh(closed, measured)
+
+
+def test_a_fresh_memory_never_saw_a_measured_task(pool: EnvironmentPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[FreshProtocol] = []
+    monkeypatch.setattr(FreshProtocol, "play", lambda self, bench, memory, tasks: filled.append(self) or [])
+    bench = Benchmark(PARAMS, pool, ResultStore(None))
+    measured = bench.tasks("novel-test", 24)
+    with pytest.raises(KeyError):  # no rows: nothing was played
+        bench.fresh(source(reader()), measured)
+    [protocol] = filled
+    for domain, tasks in protocol.filling.items():
+        mine = [one for one in measured if one.domain == domain]
+        assert len(tasks) == PARAMS.fast.tasks_per_domain
+        assert {one.family for one in tasks} == {one.family for one in mine}
+        assert not {one.text for one in tasks} & {one.text for one in mine}
+        assert not {one.task_id for one in tasks} & {one.task_id for one in mine}
 
 
 def test_streaming_learns_in_test_order_and_the_two_protocols_do_not_mix(pool: EnvironmentPool, tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_select_hindsight_marks_evidence_only_and_keeps_negatives(world: Played,
             assert mark == ("up" if value > 0 else "down")
 
 
+def test_only_sure_verdicts_are_told_where_that_is_asked(world: Played, views: Views) -> None:
+    params = merge(world.params, {"attribution.sure": True}, "t")
+    doubtful = {"low": -1.0, "high": 1.0}
+    for bounds, n_told in (({}, len(of(views, "select"))), (doubtful, 0)):
+        judged = {}
+        for name, one in world.attributions.items():
+            clear = {"low": 0.01, "high": 1.0} if (one.value or 0.0) > 0 else {"low": -1.0, "high": -0.01}
+            judged[name] = one.model_copy(update=bounds or clear)
+        made = build(world.rows, world.entries, judged, world.local.encode, params)
+        assert len(of(made, "select")) == n_told
+
+
 def test_write_hindsight_is_the_future_value_of_what_was_written(world: Played, views: Views) -> None:
     rows = {row.rollout_id: row for row in world.rows}
     entries = {entry.entry_id: entry for entry in world.entries}

@@ -41,7 +41,10 @@ def _without(level: Level) -> Arm:
 ARMS: dict[str, Arm] = {
     WHOLE: Arm(what="nothing is left out", overrides={}),
     "no-select": Arm(what="the top of the ranking is injected", overrides={"memory.selector": "ranking"}),
-    "no-attribution": Arm(what="all entries that were shown count alike", overrides={"attribution.variant": "uniform"}),
+    "no-attribution": Arm(
+        what="all entries that were shown count alike",
+        overrides={"attribution.variant": "uniform", "attribution.sure": False},
+    ),
     "no-write": Arm(what="nothing is written", overrides={"fast.write_limit": 0}),
     "no-maintain": Arm(what="the repository is never maintained", overrides={"fast.maintain_max_steps": 0}),
     "no-anchor": Arm(what="no rehearsal", overrides={"slow.anchor_examples": 0}),

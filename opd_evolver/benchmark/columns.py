@@ -137,7 +137,8 @@ def run_column(
     if memory is not None and memory.folder is None and protocol.name == "frozen":
         memory = None  # an empty memory that stays empty is no memory
     told = tasks_digest(tasks)
-    parts: list[str] = [protocol.name if memory else "alone", policy.digest, memory.digest if memory else EMPTY, told]
+    how, with_what = (protocol.key(params), memory.digest) if memory else ("alone", EMPTY)
+    parts: list[str] = [how, policy.digest, with_what, told]
     key = digest_of([str(SCHEMA_VERSION), *parts, canonical_json(deciding(params))])
     if (found := store.get(key)) is not None:
         try:

@@ -8,6 +8,7 @@ memory (how much memory alone gives) are ours.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from opd_evolver.benchmark.probes import RETENTION_PROBES, ProbeReport, evaluate
 from opd_evolver.benchmark.protocols import (
     BenchmarkProtocol,
     Column,
+    FreshProtocol,
     FrozenColumn,
     FrozenProtocol,
     MemorySource,
@@ -79,6 +81,10 @@ class RoundMeasurement(Record):
         return digest_of([canonical_json(self)])
 
 
+# So many times the tasks of a round are drawn to fill a fresh memory: those in the text of a measured task drop out.
+SPARE = 3
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A policy with its memory; None: no memory yet."""
@@ -115,9 +121,19 @@ class Benchmark:
             return self._run(who.policy, memory, tasks, FrozenProtocol())
         return self._run(who.policy, memory, tasks, StreamingProtocol())
 
-    def fresh(self, policy: PolicySource, tasks: Sequence[Task]) -> StreamingColumn:
-        """A policy that begins with an empty memory and fills it as it goes, whatever the run's protocol."""
-        return self._run(policy, MemorySource.empty(), tasks, StreamingProtocol())
+    def fresh(self, policy: PolicySource, tasks: Sequence[Task]) -> FrozenColumn:
+        """A policy with a memory that it fills itself, from nothing, with other tasks of the same families.
+
+        It has as many tasks and rollouts as a round gives, and none in the text of a measured one.
+        """
+        measured = {(task.domain, task.text) for task in tasks}
+        n = self.params.fast.tasks_per_domain
+        filling: dict[str, list[Task]] = {}
+        for (domain, split), many in Counter((task.domain, task.split) for task in tasks).items():
+            with self.environments.lend(domain) as env:
+                further = env.tasks(split, many + SPARE * n)[many:]
+            filling[domain] = [task for task in further if (domain, task.text) not in measured][:n]
+        return self._run(policy, MemorySource.empty(), tasks, FreshProtocol(filling))
 
     def _run(
         self,

@@ -1,14 +1,15 @@
-"""Two ways to measure a policy with a memory, as two types that cannot be mixed.
+"""Ways to measure a policy with a memory, as types that cannot be mixed.
 
 *Frozen*: the memory is read-only. *Streaming*: it grows in test order, one task a wave, on a
 scratch copy. A number of one protocol says nothing about a number of the other, so each gives a
 column type of its own and a comparison of different ones is refused by the type checker and at run time.
+*Fresh* is frozen, with a memory that the policy itself fills before: one round's fast loop on other tasks.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, TypeVar
@@ -16,13 +17,13 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 from opd_evolver.benchmark.statistics import Outcome
 from opd_evolver.fast.epoch import run_epoch
 from opd_evolver.fast.maintenance import MaintenanceSettings
-from opd_evolver.fast.wave import cut_waves
+from opd_evolver.fast.wave import cut_waves, plan_epoch
 from opd_evolver.memory import stores
 from opd_evolver.memory.snapshot import restore
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import Policy
-from opd_evolver.records import LedgerRow, Record, Task
+from opd_evolver.records import LedgerRow, Record, Task, canonical_json, digest_of
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 
@@ -93,6 +94,10 @@ class BenchmarkProtocol(Protocol[Column_co]):
 
     name: ClassVar[str]
 
+    def key(self, params: Params) -> str:
+        """What of the protocol decides an outcome, for the key of its columns."""
+        ...
+
     @property
     def column(self) -> type[Column_co]:
         """The type of its columns."""
@@ -122,6 +127,10 @@ class FrozenProtocol:
     name: ClassVar[str] = "frozen"
     column: type[FrozenColumn] = FrozenColumn
 
+    def key(self, params: Params) -> str:
+        """As `BenchmarkProtocol.key`."""
+        return self.name
+
     def play(self, bench: Bench, memory: MemorySource, tasks: Sequence[Task]) -> list[LedgerRow]:
         """As `BenchmarkProtocol.play`."""
         if memory.folder is None:
@@ -149,6 +158,10 @@ class StreamingProtocol:
     name: ClassVar[str] = "streaming"
     column: type[StreamingColumn] = StreamingColumn
 
+    def key(self, params: Params) -> str:
+        """As `BenchmarkProtocol.key`."""
+        return self.name
+
     def play(self, bench: Bench, memory: MemorySource, tasks: Sequence[Task]) -> list[LedgerRow]:
         """As `BenchmarkProtocol.play`."""
         params = bench.params
@@ -175,5 +188,38 @@ class StreamingProtocol:
                     runner = Runner(bench.policy, bench.environments, opened, settings, params.fast.outage_retries)
                     run_epoch(opened, waves, runner, _greedy_maintenance(params))
                     return [row for row in opened.ledger.rows() if row.round == round_]
+            finally:
+                stores.discard(live)
+
+
+@dataclass(frozen=True)
+class FreshProtocol:
+    """A memory that begins empty: one round's fast loop on `filling` as in service, then frozen. Nothing is trained.
+
+    Attributes:
+        filling: tasks of the measured families by domain, none of them measured.
+    """
+
+    filling: Mapping[str, Sequence[Task]]
+    name: ClassVar[str] = "fresh"
+    column: type[FrozenColumn] = FrozenColumn
+
+    def key(self, params: Params) -> str:
+        """As `BenchmarkProtocol.key`: also the tasks and how they are played."""
+        tasks = [canonical_json(task) for domain in sorted(self.filling) for task in self.filling[domain]]
+        played = EpisodeSettings.of(params).model_dump(mode="json") | {"fast": params.science()["fast"]}
+        return f"{self.name} {digest_of([*tasks, canonical_json(played), canonical_json(params.attribution)])}"
+
+    def play(self, bench: Bench, memory: MemorySource, tasks: Sequence[Task]) -> list[LedgerRow]:
+        """As `BenchmarkProtocol.play`; `memory` is the empty one."""
+        params = bench.params
+        with tempfile.TemporaryDirectory(prefix="opd-fresh-") as scratch:
+            live = Path(scratch) / "live"
+            try:
+                with Memory.open(live, params.memory) as opened:
+                    settings = EpisodeSettings.of(params)
+                    runner = Runner(bench.policy, bench.environments, opened, settings, params.fast.outage_retries)
+                    run_epoch(opened, plan_epoch(params, 1, self.filling), runner, MaintenanceSettings.of(params))
+                    return _play(bench, opened, EpisodeSettings.of(params, write=False, greedy=True), tasks)
             finally:
                 stores.discard(live)

@@ -41,17 +41,17 @@ from opd_evolver.slow.examples import generator, seed_of, write_lines
 
 ANCHORS = "anchors.jsonl"
 Kind = Literal["read", "override", "bare"]
-# Anchors are taken evenly from these; of `bare` episodes (nothing useful in memory) acting is not rehearsed.
-SHARES: tuple[tuple[Kind, Ability], ...] = (
-    ("read", "act"),
-    ("override", "act"),
-    ("read", "select"),
-    ("override", "select"),
-    ("bare", "select"),
-    ("read", "write"),
-    ("bare", "write"),
-)
-KINDS: tuple[Kind, ...] = ("read", "override", "bare")
+# Anchors are taken from these, so many parts of each. Of `bare` episodes (nothing useful in memory) acting is not
+# rehearsed. Following the newer of two entries is what is forgotten first (docs/decisions.md), so it has two parts.
+SHARES: dict[tuple[Kind, Ability], int] = {
+    ("read", "act"): 1,
+    ("override", "act"): 2,
+    ("read", "select"): 1,
+    ("override", "select"): 1,
+    ("bare", "select"): 1,
+    ("read", "write"): 1,
+    ("bare", "write"): 1,
+}
 MAX_ROUND = 9
 
 
@@ -101,8 +101,8 @@ def place(
     """The memories of one anchor episode, in shown order.
 
     Args:
-        kind: `read`: the needed facts are true; `override`: they hold another value than the world's, half of
-            them beside an older entry; `bare`: none of the needed facts.
+        kind: `read`: the needed facts are true; `override`: older entries lie beside newer ones that say something
+            else, which half of the episodes' worlds agree with; `bare`: none of the needed facts.
         task: its needed facts are the environment's.
         env: knows the facts.
         others: facts of other scopes of the domain; distractors, and a source of other values.
@@ -116,12 +116,11 @@ def place(
         for fact in needed:
             # A first round has entries of round 1 only; an older one needs a round before it.
             newest = int(rng.integers(2 if kind == "override" else 1, MAX_ROUND + 1))
-            if kind == "override":
-                values = _values(env, fact, (*others, *env.facts(task)))
-                if rng.random() < 0.5:
-                    chosen.append(held(env, task.domain, fact, int(rng.integers(1, newest))))
-                if values:
-                    fact = Fact(scope=fact.scope, key=fact.key, value=values[int(rng.integers(len(values)))])
+            values = _values(env, fact, (*others, *env.facts(task))) if kind == "override" else []
+            if values:
+                other = Fact(scope=fact.scope, key=fact.key, value=values[int(rng.integers(len(values)))])
+                fact, stale = (fact, other) if rng.random() < 0.5 else (other, fact)
+                chosen.append(held(env, task.domain, stale, int(rng.integers(1, newest))))
             chosen.append(held(env, task.domain, fact, newest))
     near = [fact for fact in env.facts(task) if fact.key not in keys]
     pool = [*near, *(others[int(i)] for i in rng.permutation(len(others))[:n])]
@@ -132,7 +131,7 @@ def place(
 
 
 def build(policy: Policy, load: Callable[[str], Environment], params: Params) -> list[Anchor]:
-    """Anchors by the base policy, `slow.anchor_examples` at most, evenly over `SHARES` and domains.
+    """Anchors by the base policy, `slow.anchor_examples` at most, by `SHARES` and evenly over domains.
 
     Args:
         policy: the base policy; serves token ids.
@@ -141,12 +140,19 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
 
     Environments without `Conventions` give bare episodes only, those without `seed` tasks give none.
     """
-    each, rest = divmod(params.slow.anchor_examples, len(SHARES))
-    # Some episodes find nothing to select among: half as many more make up for them.
-    rows = {kind: _play(kind, policy, load, params, each + each // 2 + 1) for kind in KINDS}
+    each, rest = divmod(params.slow.anchor_examples, sum(SHARES.values()))
+    settings = EpisodeSettings.of(params).model_copy(update={"withhold_probability": 0.0})
+    # A policy that selects well never acts beside a stale entry: to rehearse that, all that was placed is injected.
+    injecting = settings.model_copy(update={"selector": "ranking", "candidates": settings.max_selected, "write": False})
+    played: dict[tuple[Kind, bool], list[LedgerRow]] = {}
     anchors: list[Anchor] = []
-    for number, (kind, ability) in enumerate(SHARES):
-        anchors += _of(kind, ability, rows[kind])[: each + (number < rest)]
+    for number, ((kind, ability), parts) in enumerate(SHARES.items()):
+        acts = ability == "act"
+        if (kind, acts) not in played:
+            # Some episodes find nothing to select among: half as many more make up for them.
+            wanted = each + each // 2 + 1
+            played[kind, acts] = _play(kind, policy, load, params, injecting if acts else settings, wanted)
+        anchors += _of(kind, ability, played[kind, acts])[: each * parts + (number < rest)]
     return anchors
 
 
@@ -156,10 +162,14 @@ def write(policy: Policy, load: Callable[[str], Environment], params: Params, pa
 
 
 def _play(
-    kind: Kind, policy: Policy, load: Callable[[str], Environment], params: Params, wanted: int
+    kind: Kind,
+    policy: Policy,
+    load: Callable[[str], Environment],
+    params: Params,
+    settings: EpisodeSettings,
+    wanted: int,
 ) -> list[LedgerRow]:
     domains = params.environments.domains
-    settings = EpisodeSettings.of(params).model_copy(update={"withhold_probability": 0.0})
     placed: dict[tuple[str, str], Sequence[Entry]] = {}
     rollouts: list[Rollout] = []
     for domain in domains:
@@ -171,7 +181,7 @@ def _play(
                 for task in tasks:
                     others = [fact for fact in facts if fact.scope != task.scope]
                     rng = generator("anchor", params.seed, kind, task.task_id)
-                    placed[task.text, task.scope] = place(kind, task, env, others, params.memory.candidates, rng)
+                    placed[task.text, task.scope] = place(kind, task, env, others, settings.candidates, rng)
             elif kind != "bare":
                 continue
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.attribution import sure
 from opd_evolver.memory.confirm import Confirmations
 from opd_evolver.memory.rivals import duplicates
 from opd_evolver.params import Params
@@ -84,7 +85,7 @@ def build(
     Args:
         rows: the rollouts to learn from.
         entries: the snapshot, retired entries included.
-        attributions: V from `memory.attribution.attribute`.
+        attributions: V from `memory.attribution.attribute`; with `attribution.sure` the teacher is told the sure ones.
         encode: renders prompts exactly as they were served.
         params: resolved science parameters.
         confirmations: from `memory.confirm.history`; prompts tell of an entry as it stood at their wave.
@@ -97,7 +98,8 @@ def build(
         nor tau+, and selections and writings without evidence, give no example.
     """
     by_id = {entry.entry_id: entry for entry in entries}
-    known = Hindsight(by_id, attributions, encode, params, winners(rows), confirmations or {})
+    told = sure(attributions) if params.attribution.sure else attributions
+    known = Hindsight(by_id, told, encode, params, winners(rows), confirmations or {})
     views = Views()
     for row in sorted(rows, key=lambda row: row.rollout_id):
         if any(not call.prompt_token_ids for call in row.calls):

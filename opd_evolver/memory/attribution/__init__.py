@@ -7,7 +7,7 @@ compares the variants.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from opd_evolver.memory.attribution.uniform import uniform
 from opd_evolver.params import AttributionParams
 from opd_evolver.records import Attribution, Entry, LedgerRow
 
-__all__ = ["VARIANTS", "Estimate", "Estimator", "Pairs", "attribute", "creators", "evidence"]
+__all__ = ["VARIANTS", "Estimate", "Estimator", "Pairs", "attribute", "creators", "evidence", "sure"]
 
 VARIANTS: dict[str, Estimator] = {"paper": paper, "released": released, "causal": causal, "uniform": uniform}
 
@@ -60,6 +60,15 @@ def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attri
     # What a convention was worth before it changed says nothing of now; where nothing is known of now, it must do.
     now = _valued(variant, recent, entries, alphas, params)
     return {name: one if one.value is not None else every[name] for name, one in now.items()}
+
+
+def sure(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
+    """Those whose 95 % interval leaves out 0: of a few rollouts the sign of V is mostly luck."""
+    return {
+        name: one
+        for name, one in attributions.items()
+        if one.low is not None and one.high is not None and (one.low > 0.0 or one.high < 0.0)
+    }
 
 
 def _valued(
