@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from opd_evolver import lineage
@@ -29,7 +30,7 @@ MARKS = ("up", "none", "down")
 EVIDENCE = [
     {"variant": variant, "asked_only": asked_only, "rounds": rounds, "sure": only_sure}
     for variant in ("paper", "causal")
-    for asked_only, only_sure in ((False, False), (True, False), (True, True))
+    for asked_only, only_sure in product((False, True), repeat=2)
     for rounds in (0, 1, 2)
 ]
 
