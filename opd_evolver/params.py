@@ -176,11 +176,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_preset(name: str) -> Params:
-    """A preset shipped in the package."""
+    """A preset shipped in the package; one that `extends` another says only what differs."""
     if name not in PRESETS:
         raise SetupError(f"unknown preset `{name}`", " | ".join(PRESETS), nearest(name, PRESETS))
     with resources.as_file(resources.files("opd_evolver") / "presets" / f"{name}.yaml") as path:
-        return validate({**read_yaml(path), "preset": name}, f"preset {name}")
+        tree = {**read_yaml(path), "preset": name}
+    base = tree.pop("extends", None)
+    return merge(load_preset(base), flat(tree), f"preset {name}") if base else validate(tree, f"preset {name}")
 
 
 def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:

@@ -32,6 +32,17 @@ def test_every_preset_loads_and_names_itself(name: str) -> None:
     assert load(preset=name).preset == name
 
 
+def test_a_preset_that_extends_another_differs_where_it_says_so() -> None:
+    laptop, evidence = (flat(load_preset(name).model_dump(mode="json")) for name in ("laptop", "evidence"))
+    assert {key for key in laptop if laptop[key] != evidence[key]} == {
+        "preset",
+        "fast.rollouts_per_task",
+        "slow.steps",
+        "slow.anchor_examples",
+        "benchmark.probe_tasks_per_domain",
+    }
+
+
 def test_presets_load_without_anything_heavy() -> None:
     code = (
         "import sys\n"
