@@ -48,23 +48,6 @@ class Placed:
         return self._found[:limit]
 
 
-class InjectAll:
-    """A policy whose select answers are left empty, so that the episode falls back to all placed entries.
-
-    The act probes ask about acting alone; selection has a probe of its own.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy, self.version = policy, policy.version
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
-        """As `Policy.generate`."""
-        asked = [request for request in requests if request.prompt.ability != "select"]
-        replies = iter(self._policy.generate(asked) if asked else [])
-        skipped = Reply(text="", policy_version=self.version)
-        return [skipped if request.prompt.ability == "select" else next(replies) for request in requests]
-
-
 def can_probe(environments: EnvironmentPool, name: str) -> bool:
     """Whether a domain's hidden facts are known and its actions can be scripted."""
     with environments.lend(name) as domain:
@@ -117,9 +100,10 @@ class Prober:
     def act(self, placement: cases.Placement, split: Split | None = None) -> tuple[Outcome, ...]:
         """Outcomes of real episodes with the placed memories."""
         made: list[cases.ActCase] = self._each(lambda d, n, task: cases.act_case(d, n, task, placement), split)
-        settings = self.settings.model_copy(update={"read": placement != "no_memory"})
+        # All that was placed is injected: the act probes ask about acting alone; selection has a probe of its own.
+        settings = self.settings.model_copy(update={"read": placement != "no_memory", "selector": "ranking"})
         runner = Runner(
-            InjectAll(self.policy),
+            self.policy,
             self.environments,
             None,
             settings,
