@@ -68,6 +68,7 @@ __all__ = [
 # (section, key, value that does what was done before the key existed)
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("policy", "thinking", False),
+    ("fast", "maintain_episodes", 1),
     ("slow", "processes", 1),
     ("slow", "act_with_memory", 0.0),
     ("attribution", "rounds", 0),

@@ -111,6 +111,9 @@ class FastParams(Section):
     withhold_probability: float = Field(0.1, ge=0, lt=1)
     maintain_every_tasks: int = Field(30, gt=0)
     maintain_max_steps: int = Field(6, ge=0)
+    maintain_episodes: int = Field(
+        1, gt=0, lt=100, description="most at a barrier; after the first, while any are in doubt"
+    )
     outage_retries: int = Field(3, ge=0)
 
 

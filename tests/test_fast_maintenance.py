@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rollout_world import Recorder, Shelf, small, tip
 
 from opd_evolver.errors import SetupError
+from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import maintenance_due
-from opd_evolver.fast.maintenance import GROUP, Maintenance, MaintenanceSettings, maintain_barrier, maintenance
+from opd_evolver.fast.maintenance import GROUP, Maintenance, MaintenanceSettings, maintenance
 from opd_evolver.fast.redundancy import first_shown
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory.attribution import evidence
@@ -47,8 +48,7 @@ def memory(tmp_path: Path) -> Iterator[Memory]:
 
 def shown_by(memory: Memory, policy: ScriptedPolicy) -> tuple[Maintenance, list[Entry]]:
     shown = first_shown(memory.entries(), SETTINGS.shown)
-    done = maintain_barrier(memory, WAVE, policy, SETTINGS)
-    assert done is not None
+    [done] = maintain_barrier(memory, WAVE, policy, SETTINGS)
     return done, shown
 
 
@@ -109,8 +109,8 @@ def test_lookup_gives_new_handles_that_work(tmp_path: Path) -> None:
         policy = Recorder(
             lambda p, r: ["lookup zora paid late", "delete h2", "lookup zora"][min(len(p.messages) // 2, 2)]
         )
-        done = maintain_barrier(memory, WAVE, policy, narrow)
-        assert done is not None and done.row is not None
+        [done] = maintain_barrier(memory, WAVE, policy, narrow)
+        assert done.row is not None
         assert done.row.turns[0].result.startswith("found zora ") and " h2 " in done.row.turns[0].result
         assert done.row.turns[2].result == "found none"
         assert len(done.row.turns) == narrow.max_steps and len(memory.entries()) == 1
@@ -153,13 +153,49 @@ def test_no_text_breaks_it(replies: list[str]) -> None:
 
 def test_it_is_done_once(memory: Memory) -> None:
     shown_by(memory, says("delete h1"))
-    assert maintain_barrier(memory, WAVE, says("delete h1"), SETTINGS) is None
+    assert maintain_barrier(memory, WAVE, says("delete h1"), SETTINGS) == []
     assert len(memory.entries()) == 3
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def test_episodes_of_a_barrier_begin_with_other_entries_and_a_restart_goes_on(tmp_path: Path) -> None:
+    """Three topics of two entries that say the same, and one that is in no doubt and never shown. Killed in the second
+    episode, it is played again, and the first is not."""
+    several = SETTINGS.model_copy(update={"shown": 2, "episodes": 4})
+    twice = [fact(key, value) for key in ("late", "paid", "held") for value in ("4", "4 ")]
+    entries = (*twice, fact("open", "4"))
+    ends: dict[str, tuple[str, str]] = {}
+    for name, killed in (("whole", False), ("killed", True)):
+        with Memory.open(tmp_path / name) as memory:
+            memory.commit(LedgerSegment(lineage="x", round=2, wave=1, entries=entries))
+            calls = 0
+
+            def respond(prompt: Prompt, request: GenerationRequest, killed: bool = killed) -> str:
+                nonlocal calls
+                calls += 1
+                if killed and calls == 4:
+                    raise Killed
+                return "delete h1" if len(prompt.messages) == 1 else "finish"
+
+            if killed:
+                with pytest.raises(Killed):
+                    maintain_barrier(memory, WAVE, ScriptedPolicy(respond), several)
+                assert maintenance_due(memory, WAVE, 4) == [1, 2, 3]
+            done = maintain_barrier(memory, WAVE, ScriptedPolicy(respond), several)
+            rows = list(memory.ledger.rows())
+            begun = [candidate.entry_id for row in rows for candidate in row.candidates]
+            assert set(begun) == {entry.entry_id for entry in twice} and len(begun) == 6
+            assert len(done) == (3 if killed else 4) and done[-1].row is None and len(memory.entries()) == 4
+            ends[name] = memory.digest(), memory.ledger.digest()
+    assert ends["whole"] == ends["killed"]
 
 
 def test_it_is_not_done_when_not_due_and_needs_a_policy(memory: Memory) -> None:
     idle = Wave(round=2, index=1, n_tasks=40, microbatches=())
-    assert maintain_barrier(memory, idle, None, SETTINGS) is None
+    assert maintain_barrier(memory, idle, None, SETTINGS) == []
     with pytest.raises(SetupError, match="maintenance is due"):
         maintain_barrier(memory, WAVE, None, SETTINGS)
 
@@ -169,7 +205,7 @@ def test_an_empty_memory_is_maintained_without_a_call(tmp_path: Path) -> None:
         raise AssertionError
 
     with Memory.open(tmp_path) as memory:
-        done = maintain_barrier(memory, WAVE, ScriptedPolicy(refuse), SETTINGS)
+        [done] = maintain_barrier(memory, WAVE, ScriptedPolicy(refuse), SETTINGS)
         assert done == Maintenance() and not maintenance_due(memory, WAVE)
 
 
@@ -213,6 +249,10 @@ def test_redundant_and_useless_entries_are_shown_first() -> None:
     ]
     assert order(first_shown(entries, 8))[:2] == ["late7", "late4"]
     assert order(first_shown(entries, 8)) == order(first_shown(entries[::-1], 8))
+    doubted = [*entries, tip("lost", "1", scope="vane"), tip("lost", "1", scope="vane", round=3)]
+    assert order(first_shown(doubted, 2)) == ["lost1", "lost1"]  # one repeats the other
+    seen = {entry.entry_id for entry in first_shown(entries, 2)}
+    assert not seen & {entry.entry_id for entry in first_shown(entries, 8, seen)}
     alone = order(first_shown([entries[1], entries[4]], 8))
     assert alone == ["held2", "open3"] and usefulness(entries[1]) < usefulness(entries[4])
     assert len(first_shown(entries, 2)) == 2 and first_shown([], 3) == []

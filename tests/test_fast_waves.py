@@ -41,7 +41,8 @@ def toys(n: int = 6) -> dict[str, list[Task]]:
 def writer(prompt: Prompt, request: GenerationRequest) -> str:
     """Always writes something, so that segments hold entries."""
     if prompt.ability == "write":
-        return f"tip late {request.seed % 10} | nonsense"
+        told = " ".join(segment.text for segment in prompt.messages[0].segments)
+        return f"tip late{request.seed % 10} {told.split(' do ')[1].split()[0]} | nonsense"
     return agent(prompt, request)
 
 

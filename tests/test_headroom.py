@@ -144,7 +144,7 @@ def test_a_share_of_the_tips_is_noted_in_them_and_nothing_else_is() -> None:
 
 def test_an_episode_proposes_what_the_house_notes() -> None:
     def answer(prompt: str, request: GenerationRequest) -> str:
-        return "tip late 4" if request.prompt.ability == "write" else "zora late guess 4 do nothing"
+        return "tip late 4" if request.prompt.ability == "write" else "zora late guess 4 do nothing 4"
 
     worlds = EnvironmentParams(domains=("sql",), levels=("tip",), headroom=HeadroomParams(wording=1.0))
     with EnvironmentPool(registry.loader(worlds)) as pool:

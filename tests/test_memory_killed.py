@@ -45,7 +45,10 @@ def waves() -> list[Wave]:
 
 def writer(prompt: Prompt, request: GenerationRequest) -> str:
     """Every episode writes a memory."""
-    return f"tip late {request.seed % 50}" if prompt.ability == "write" else agent(prompt, request)
+    if prompt.ability != "write":
+        return agent(prompt, request)
+    told = " ".join(segment.text for segment in prompt.messages[0].segments)
+    return f"tip late{request.seed % 50} {told.split(' do ')[1].split()[0]}"
 
 
 def epoch(folder: Path, **fault: Any) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from opd_evolver.records import (
     ToolContent,
     TrajectoryContent,
     TrajectoryStep,
+    TurnRecord,
 )
 
 TOKENIZER = checkpoints.qwen3_tokenizer()
@@ -264,3 +265,32 @@ def test_rejections_of_a_reply_are_reported_with_their_reason() -> None:
         "control characters",
         "over the limit of 2",
     ]
+
+
+def turn(action: str, reward: float = 0.0) -> TurnRecord:
+    return TurnRecord(observation="", action=action, result="ok", reward=reward)
+
+
+def test_what_was_never_done_is_not_written() -> None:
+    """The reply said purple and did yellow: what was done is experience, and of several rewarded turns those are."""
+    one = [turn("search yellow-box take rope put east", 0.5)]
+    for reply, sound in {
+        "tip rope yellow-box": True,
+        "tip rope purple-box": False,
+        "skill find : search ; take": False,  # two steps of one turn
+        "tool find : take rope put $1": True,
+        "tool find : take saw put $1": False,
+        "tool code python : print ( 1 )": True,  # what code does is not known
+    }.items():
+        read = write.parse(reply, limit=2, turns=one)
+        assert bool(read.contents) == sound, reply
+        assert [reason.split(":")[0] for reason in read.rejected] == ([] if sound else ["ungrounded"])
+    several = [turn("cp docs d5", 0.25), turn("cp bins d5"), turn("cp conf d5", 0.25)]
+    for reply, sound in {
+        "skill sync : docs ; conf": True,
+        "skill sync : conf ; docs": False,  # another order
+        "tip sync bins": False,  # was done, and refused
+        "traj": True,
+    }.items():
+        assert bool(write.parse(reply, limit=2, task_text="t", turns=several).contents) == sound, reply
+    assert write.parse("tip rope purple-box", limit=1).contents  # no turns are known

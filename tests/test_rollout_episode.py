@@ -156,7 +156,7 @@ def test_an_unreadable_action_costs_a_step() -> None:
 
 def test_proposals_keep_scope_and_source_and_rejections_their_reason() -> None:
     settings = EpisodeSettings.of(small(fast__write_limit=1, fast__withhold_probability=0.0))
-    done, _ = play(lambda p, r: "tip late 4 | blah | tip held 7" if p.ability == "write" else "do 7", settings=settings)
+    done, _ = play(lambda p, r: "tip late 7 | blah | tip held 7" if p.ability == "write" else "do 7", settings=settings)
     [proposal] = done.proposals
     assert (proposal.domain, proposal.scope) == ("toy", "zora")
     assert proposal.source_episodes == (rollout().rollout_id,)
@@ -197,7 +197,7 @@ def test_the_top_of_the_ranking_is_injected_without_asking_and_counts_as_chosen(
 
 def test_entries_of_a_level_that_is_off_are_refused_with_their_reason() -> None:
     def writer(prompt: object, request: GenerationRequest) -> str:
-        return "tip late 7 | skill audit : fee ; tax" if request.prompt.ability == "write" else "nothing"
+        return "tip late fee | skill audit : fee" if request.prompt.ability == "write" else "do fee"
 
     kept, _ = play(writer)
     assert [one.content.level for one in kept.proposals] == ["tip", "skill"]

@@ -11,11 +11,11 @@ Paper: fast loop step 4 and the write view of the slow loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from opd_evolver.abilities.dialect import HINT, SEPARATOR, entries_text, segment, turns_segments, user, verdict
-from opd_evolver.memory.acceptance import ACTIONS, TOOL_LANGUAGES, fault
+from opd_evolver.memory.acceptance import ACTIONS, TOOL_LANGUAGES, fault, parts_of
 from opd_evolver.memory.levels import Count, n_words, one_line
 from opd_evolver.records import (
     Attribution,
@@ -103,10 +103,34 @@ def parse(
     episode_return: float = 0.0,
     success: bool = False,
 ) -> Written:
-    """Entries of a reply, at most `limit`; unreadable parts are rejected with their reason, the rest kept."""
+    """Entries of a reply, at most `limit`; parts that are unreadable or without ground are rejected, the rest kept.
+
+    A tip, skill or tool has its ground in the turns: what it says to do was done there. A policy that knows some of its
+    answers may say one thing and do another; what it said is then no experience of anything.
+    """
     parts = [words for part in reply.split("|") if (words := part.split()) and words != ["none"]]
-    read = ((_content(words, task_text, turns, episode_return, success), " ".join(words)) for words in parts)
-    return admitted(read, limit)
+    read = [(_content(words, task_text, turns, episode_return, success), " ".join(words)) for words in parts]
+    done = [set(turn.action.split()) for turn in _kept(turns)]
+    sound = [(content, said) for content, said in read if content is None or not turns or _grounded(content, done)]
+    written = admitted(sound, limit)
+    baseless = tuple(f"ungrounded: {said[:80]}" for content, said in read if (content, said) not in sound)
+    return Written(written.contents, (*written.rejected, *baseless))
+
+
+def _grounded(content: Content, done: Sequence[Set[str]]) -> bool:
+    """Whether what it says was done: a value in some action, steps one after the other."""
+    match content:
+        case TipContent(text=text):
+            return any(not words.isdisjoint(text.split()) for words in done)
+        case SkillContent(steps=steps):
+            said = steps
+        case ToolContent(language=language, code=code) if language == ACTIONS:
+            said = parts_of(code)
+        case _:
+            return True
+    rest = iter(done)
+    wanted = [{word for word in step.split() if not word.startswith("$")} for step in said]
+    return all(any(step <= words for words in rest) for step in wanted)
 
 
 def admitted(proposed: Iterable[tuple[Content | None, str]], limit: int) -> Written:

@@ -83,14 +83,18 @@ def tasks_digest(tasks: Sequence[Task]) -> str:
 
 def deciding(params: Params) -> dict[str, Any]:
     """The parameters that decide an outcome: those of slow loop, gate and exploration do not."""
-    settings = EpisodeSettings.of(params, greedy=True)
+    settings, fast = EpisodeSettings.of(params, greedy=True), params.fast
     policy = {key: value for key, value in params.science()["policy"].items() if key != "path"}
     return {
         "settings": settings.model_dump(mode="json"),
         "policy": policy,
         "embedder": params.memory.embedder,
         "batch": params.benchmark.batch_rollouts,
-        "maintain": [params.fast.maintain_every_tasks, params.fast.maintain_max_steps],
+        "maintain": [
+            fast.maintain_every_tasks,
+            fast.maintain_max_steps,
+            *([n] if (n := fast.maintain_episodes) > 1 else ()),
+        ],
         "renderer": dialects.of(params.policy.dialect).renderer,
     }
 

@@ -48,9 +48,9 @@ def wave_key(wave: Wave) -> SegmentKey:
     return SegmentKey(wave.round, wave.index, WAVE_PART)
 
 
-def maintenance_key(wave: Wave) -> SegmentKey:
-    """Place of the segment that maintenance writes at the wave's barrier."""
-    return SegmentKey(wave.round, wave.index, MAINTENANCE_PART)
+def maintenance_key(wave: Wave, number: int = 0) -> SegmentKey:
+    """Place of the segment that the episode of this number writes at the wave's barrier."""
+    return SegmentKey(wave.round, wave.index, MAINTENANCE_PART + number)
 
 
 def is_committed(memory: Memory, wave: Wave) -> bool:
@@ -58,9 +58,10 @@ def is_committed(memory: Memory, wave: Wave) -> bool:
     return wave_key(wave) in memory.ledger.segment_keys()
 
 
-def maintenance_due(memory: Memory, wave: Wave) -> bool:
-    """Whether this barrier maintains and has not done so yet."""
-    return wave.maintain_after and maintenance_key(wave) not in memory.ledger.segment_keys()
+def maintenance_due(memory: Memory, wave: Wave, episodes: int = 1) -> list[int]:
+    """The numbers of the episodes that this barrier has yet to play, of so many."""
+    done = set(memory.ledger.segment_keys())
+    return [n for n in range(episodes) if wave.maintain_after and maintenance_key(wave, n) not in done]
 
 
 def memory_state(memory: Memory, wave: Wave) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import CommitReport, commit_wave, is_committed, memory_state
-from opd_evolver.fast.maintenance import Maintenance, MaintenanceSettings, maintain_barrier
+from opd_evolver.fast.maintenance import Maintenance, MaintenanceSettings
 from opd_evolver.fast.microbatch import MicrobatchResult, run_microbatches
 from opd_evolver.fast.wave import Wave, shard_indices
 from opd_evolver.memory.store import Memory
@@ -23,7 +24,7 @@ class WaveReport:
 
     wave: Wave
     commit: CommitReport
-    maintenance: Maintenance | None = None
+    maintenance: tuple[Maintenance, ...] = ()
 
 
 def run_wave(
@@ -67,7 +68,7 @@ def run_wave(
         outage_retries=runner.outage_retries,
         sleep=runner.sleep,
     )
-    return WaveReport(wave, report, done)
+    return WaveReport(wave, report, tuple(done))
 
 
 def run_epoch(

@@ -8,22 +8,18 @@ Paper: fast loop step 5, every Q = 30 tasks. Differs: at the first barrier after
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from opd_evolver.abilities import dialects
 from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Command, Notes
-from opd_evolver.errors import SetupError
-from opd_evolver.fast.committer import maintenance_due, maintenance_key
-from opd_evolver.fast.redundancy import first_shown
+from opd_evolver.fast.redundancy import first_shown, in_doubt
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory import rivals
 from opd_evolver.memory.levels import Count, n_words
-from opd_evolver.memory.segment import LedgerSegment
-from opd_evolver.memory.store import Memory, entry_of
+from opd_evolver.memory.store import entry_of
 from opd_evolver.params import DialectName, Params
-from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import (
     Candidate,
     Entry,
@@ -38,9 +34,8 @@ from opd_evolver.records import (
     TurnRecord,
     uuid5_of,
 )
-from opd_evolver.rollout.budget import Unit, policy_count
+from opd_evolver.rollout.budget import Unit
 from opd_evolver.rollout.calls import Calls
-from opd_evolver.rollout.driver import Sleep, drive
 
 GROUP = "maintain"
 """Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
@@ -62,6 +57,7 @@ class MaintenanceSettings(Record):
     seed: int
     dialect: DialectName = "terse"
     max_steps: int
+    episodes: int = 1
     shown: int
     alpha: float
     entry_token_budget: int
@@ -76,6 +72,7 @@ class MaintenanceSettings(Record):
             seed=params.seed,
             dialect=params.policy.dialect,
             max_steps=fast.maintain_max_steps,
+            episodes=fast.maintain_episodes,
             shown=memory.candidates,
             alpha=memory.alpha,
             entry_token_budget=memory.entry_token_budget,
@@ -187,7 +184,13 @@ class _Desk:
 
 
 def maintenance(
-    wave: Wave, repository: Repository, settings: MaintenanceSettings, count: Count = n_words
+    wave: Wave,
+    repository: Repository,
+    settings: MaintenanceSettings,
+    count: Count = n_words,
+    *,
+    number: int = 0,
+    seen: Collection[str] = (),
 ) -> Generator[GenerationRequest, Reply, Maintenance]:
     """One maintenance episode at the barrier of `wave`; yields requests and returns what was decided.
 
@@ -196,16 +199,19 @@ def maintenance(
         repository: the memory after the wave's commit.
         settings: budgets and sampling.
         count: what the entry budget counts.
+        number: of the episode at this barrier.
+        seen: ids of entries that an earlier episode of this barrier began with.
     """
     began = time.perf_counter()
     live = repository.entries()
-    first_entries = first_shown(live, settings.shown)
+    told = rivals.notes(live)
+    # A policy that is shown nothing doubtful retires something all the same: further episodes need a reason.
+    first_entries = first_shown(in_doubt(live, told) if number else live, settings.shown, seen)
     if not first_entries or settings.max_steps == 0:
         return Maintenance()
-    name = f"{wave.name}/maintain"
+    name = f"{wave.name}/maintain" + (f"/{number}" if number else "")
     calls = Calls(name, wave.round, settings.seed)
     domains = tuple(sorted({entry.domain for entry in live}))
-    told = rivals.notes(live)
     speak = dialects.of(settings.dialect)
     desk = _Desk(repository, settings, name, wave.round, list(first_entries), domains, count, told)
     first = speak.maintain.first_message(
@@ -259,42 +265,3 @@ def _row(
         policy_version=calls.policy_version or "",
         renderer=dialects.of(desk.settings.dialect).renderer,
     )
-
-
-def maintain_barrier(
-    memory: Memory,
-    wave: Wave,
-    policy: Policy | None,
-    settings: MaintenanceSettings,
-    *,
-    lineage: str = "",
-    outage_retries: int = 0,
-    sleep: Sleep = time.sleep,
-) -> Maintenance | None:
-    """Maintain the memory if it is due at this barrier; applied as one segment. None when it is not due.
-
-    An episode that decides nothing leaves its segment too, so that a restart knows it was done.
-
-    Raises:
-        SetupError: due, but no policy was given.
-        OutageError: the policy's endpoint or the store stayed down.
-    """
-    if not maintenance_due(memory, wave):
-        return None
-    if policy is None:
-        raise SetupError(f"maintenance is due after wave {wave.name}", "a policy", "pass the wave's policy")
-    count = policy_count(settings.budget_unit, policy)
-    starts = [lambda: maintenance(wave, memory, settings, count)]
-    [done] = drive(policy, starts, 1, outage_retries=outage_retries, sleep=sleep)
-    key = maintenance_key(wave)
-    segment = LedgerSegment(
-        lineage=lineage,
-        round=key.round,
-        wave=key.wave,
-        part=key.part,
-        rows=() if done.row is None else (done.row,),
-        entries=done.created,
-        operations=done.operations,
-    )
-    memory.commit(segment, {} if done.row is None else {done.row.rollout_id: round(done.seconds, 4)})
-    return done

@@ -1,14 +1,15 @@
-"""Which entries maintenance sees first: the most redundant, then the least useful. No V, no gold."""
+"""Which entries maintenance sees first: those in doubt, the most redundant, the least useful. No V, no gold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from opd_evolver.memory.levels import embed_text
-from opd_evolver.memory.rivals import Topic, by_topic, usefulness
+from opd_evolver.memory.rivals import DUPLICATE, POOR, STALE, Topic, by_topic, notes, usefulness
 from opd_evolver.records import Entry
 
 NEIGHBOURS = 8
+DOUBTS = frozenset({DUPLICATE, POOR, STALE})
 
 
 def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
@@ -33,19 +34,32 @@ def similarities(entries: Iterable[Entry]) -> dict[str, float]:
     return best
 
 
-def first_shown(entries: Sequence[Entry], limit: int) -> list[Entry]:
+def in_doubt(entries: Iterable[Entry], told: Mapping[str, Collection[str]]) -> list[Entry]:
+    """Entries of the topics in which `rivals.notes` tells that something should go."""
+    groups = by_topic(entries).values()
+    return [e for members in groups if any(_doubted(one, told) for one in members) for e in members]
+
+
+def _doubted(entry: Entry, told: Mapping[str, Collection[str]]) -> bool:
+    return not DOUBTS.isdisjoint(told.get(entry.entry_id, ()))
+
+
+def first_shown(entries: Sequence[Entry], limit: int, seen: Collection[str] = ()) -> list[Entry]:
     """At most `limit` live entries; those that say something about the same thing stand side by side.
 
     Args:
         entries: the repository's live entries.
         limit: `memory.candidates`.
+        seen: ids of entries that have had their turn.
     """
     similar = similarities(entries)
-    groups = by_topic(entries)
+    told = notes(entries)
+    groups = by_topic(entry for entry in entries if entry.entry_id not in seen)
 
-    def rank(place: Topic) -> tuple[int, float, float, Topic]:
+    def rank(place: Topic) -> tuple[int, int, float, float, Topic]:
         members = groups[place]
         return (
+            -sum(_doubted(entry, told) for entry in members),
             -len(members),
             -max(similar[entry.entry_id] for entry in members),
             min(usefulness(entry) for entry in members),

@@ -9,8 +9,9 @@ from pathlib import Path
 from opd_evolver.console import say
 from opd_evolver.durable import write_text
 from opd_evolver.environments import registry
+from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import commit_wave, counted, is_committed, memory_state, rejections
-from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings, maintain_barrier
+from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
 from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.lineage import RunPaths
