@@ -71,6 +71,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("fast", "maintain_episodes", 1),
     ("slow", "processes", 1),
     ("slow", "act_with_memory", 0.0),
+    ("slow", "prefix_weights", False),
     ("attribution", "rounds", 0),
     ("attribution", "asked_only", False),
     ("attribution", "sure", False),

@@ -147,6 +147,7 @@ class SlowParams(Section):
         "maintain": 0.3,
         "anchor": 2.0,
     }
+    prefix_weights: bool = Field(False, description="tokens count as far as the teacher would have said those before")
     act_with_memory: float = Field(0.0, ge=0, le=1, description="share of the act examples that keep their memories")
     microbatch: int = Field(16, gt=0)
     sample_batch: int = Field(64, gt=0)

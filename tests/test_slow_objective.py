@@ -21,7 +21,7 @@ from opd_evolver.params import Params, SlowParams
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.slow import forward
 from opd_evolver.slow.batches import Item, microbatches, scale_of, token_counts
-from opd_evolver.slow.forward import ReplyLogits, lay_out, token_logprobs
+from opd_evolver.slow.forward import ReplyLogits, lay_out, prefix_weights, token_logprobs
 from opd_evolver.slow.objective import OBJECTIVES, objective
 from opd_evolver.slow.trainer import learning_rate
 
@@ -223,6 +223,19 @@ def test_layout_pads_on_the_right() -> None:
     assert layout.rows.tolist() == [0, 0, 1, 1, 1]
     assert layout.columns.tolist() == [1, 2, 0, 1, 2]
     assert layout.n_processed == 6
+
+
+def test_tokens_count_as_far_as_the_teacher_would_have_said_those_before() -> None:
+    """Two replies, of three and of two tokens."""
+    teacher = [0.5, 0.1, 0.9, 0.2, 0.5]
+    student = [0.25, 0.4, 0.9, 0.8, 0.5]
+
+    def logits(chances: list[float]) -> torch.Tensor:
+        return torch.log(torch.tensor([[p, 1.0 - p] for p in chances]))
+
+    found = prefix_weights(logits(student), logits(teacher), torch.zeros(5, dtype=torch.long), [3, 2])
+    # 2 is cut to 1; 2 * 0.25 = 0.5; the second reply begins anew.
+    assert found.tolist() == pytest.approx([1.0, 1.0, 0.5, 1.0, 0.25], rel=1e-5)
 
 
 def test_sft_is_the_negative_log_likelihood_of_what_was_served() -> None:

@@ -152,6 +152,28 @@ class ReplyLogits:
             self.model.train(training)
 
 
+def prefix_weights(
+    student: Float[Tensor, "tokens vocabulary"],
+    teacher: Float[Tensor, "tokens vocabulary"],
+    targets: Int[Tensor, " tokens"],
+    lengths: Sequence[int],
+) -> Float[Tensor, " tokens"]:
+    """How much each token of sampled replies counts: min(1, prod over the tokens before it of teacher / student).
+
+    The truncated importance weight of the prefix. After a word that the teacher would not have said it has nothing to
+    teach: it would return to the truth, and the student would learn to say one thing and do another.
+
+    Args:
+        student, teacher: [N, V] logits; no gradient flows.
+        targets: [N] the sampled tokens of all replies, one reply after the other.
+        lengths: tokens of each reply.
+    """
+    with torch.no_grad():
+        gained = token_logprobs(teacher, targets) - token_logprobs(student, targets)
+        before = [torch.cumsum(one, 0) - one for one in torch.split(gained, list(lengths))]
+        return torch.cat(before).clamp(max=0.0).exp() if before else gained
+
+
 def token_logprobs(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:

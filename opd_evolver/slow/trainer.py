@@ -18,7 +18,7 @@ from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.slow.adapters import Adapter
 from opd_evolver.slow.batches import Item, Mixture, microbatches, scale_of, token_counts
 from opd_evolver.slow.examples import seed_of
-from opd_evolver.slow.forward import ReplyLogits, lay_out, logits_in_runs, overhead, token_logprobs
+from opd_evolver.slow.forward import ReplyLogits, lay_out, logits_in_runs, overhead, prefix_weights, token_logprobs
 from opd_evolver.slow.metrics import Meter
 from opd_evolver.slow.objective import OFF_POLICY, Objective, objective
 from opd_evolver.slow.objectives.forward_kl import forward_kl
@@ -116,6 +116,8 @@ class Trainer:
         weights = torch.tensor(
             [scale[item.group] * item.trust for item in batch for _ in item.reply], device=self.device
         )
+        if self.params.slow.prefix_weights and batch[0].source != "anchor":
+            weights = weights * prefix_weights(given, target, of_student.targets, [len(reply) for reply in replies])
         self.accelerator.backward((kl * weights).sum())
         meter.add_batch(batch, kl, given if logged else None)
         self.n_tokens["student"] += of_student.n_processed
