@@ -14,7 +14,7 @@ from opd_evolver.benchmark import arms
 from opd_evolver.benchmark.results import DEPLOYED, SeedResult
 from opd_evolver.benchmark.statistics import Outcome
 from opd_evolver.memory.attribution import attribute
-from opd_evolver.params import AttributionParams, Params, merge
+from opd_evolver.params import AttributionParams, load_preset, merge
 from opd_evolver.records import LedgerRow
 from tests.attribution_cases import entry, row
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_every_arm_changes_what_it_says_and_the_whole_changes_nothing() -> None:
-    whole = Params()
+    whole = load_preset("laptop")
     changed = {name: merge(whole, arm.overrides, name).digest() for name, arm in arms.ARMS.items()}
     assert changed[arms.WHOLE] == whole.digest()
     assert len(set(changed.values())) == len(arms.ARMS)

@@ -45,6 +45,8 @@ ARMS: dict[str, Arm] = {
         what="all entries that were shown count alike",
         overrides={"attribution.variant": "uniform", "attribution.sure": False},
     ),
+    "every-verdict": Arm(what="the teacher hears of every V, sure or not", overrides={"attribution.sure": False}),
+    "no-prefix-weights": Arm(what="every token of a sampled reply counts", overrides={"slow.prefix_weights": False}),
     "no-write": Arm(what="nothing is written", overrides={"fast.write_limit": 0}),
     "no-maintain": Arm(what="the repository is never maintained", overrides={"fast.maintain_max_steps": 0}),
     "no-anchor": Arm(what="no rehearsal", overrides={"slow.anchor_examples": 0}),

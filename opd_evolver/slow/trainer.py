@@ -116,7 +116,8 @@ class Trainer:
         weights = torch.tensor(
             [scale[item.group] * item.trust for item in batch for _ in item.reply], device=self.device
         )
-        if self.params.slow.prefix_weights and batch[0].source != "anchor":
+        sampled = batch[0].source != "anchor" and self.params.slow.objective not in OFF_POLICY
+        if sampled and self.params.slow.prefix_weights:
             weights = weights * prefix_weights(given, target, of_student.targets, [len(reply) for reply in replies])
         self.accelerator.backward((kl * weights).sum())
         meter.add_batch(batch, kl, given if logged else None)
