@@ -111,9 +111,14 @@ def parse(
     parts = [words for part in reply.split("|") if (words := part.split()) and words != ["none"]]
     read = [(_content(words, task_text, turns, episode_return, success), " ".join(words)) for words in parts]
     done = [set(turn.action.split()) for turn in _kept(turns)]
-    sound = [(content, said) for content, said in read if content is None or not turns or _grounded(content, done)]
+    sound: list[tuple[Content | None, str]] = []
+    baseless: list[str] = []
+    for content, said in read:
+        if content is None or not turns or _grounded(content, done):
+            sound.append((content, said))
+        else:
+            baseless.append(f"ungrounded: {said[:80]}")
     written = admitted(sound, limit)
-    baseless = tuple(f"ungrounded: {said[:80]}" for content, said in read if (content, said) not in sound)
     return Written(written.contents, (*written.rejected, *baseless))
 
 

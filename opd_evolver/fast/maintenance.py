@@ -206,7 +206,7 @@ def maintenance(
     live = repository.entries()
     told = rivals.notes(live)
     # A policy that is shown nothing doubtful retires something all the same: further episodes need a reason.
-    first_entries = first_shown(in_doubt(live, told) if number else live, settings.shown, seen)
+    first_entries = first_shown(in_doubt(live, told) if number else live, settings.shown, seen, told)
     if not first_entries or settings.max_steps == 0:
         return Maintenance()
     name = f"{wave.name}/maintain" + (f"/{number}" if number else "")

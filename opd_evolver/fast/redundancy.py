@@ -44,16 +44,19 @@ def _doubted(entry: Entry, told: Mapping[str, Collection[str]]) -> bool:
     return not DOUBTS.isdisjoint(told.get(entry.entry_id, ()))
 
 
-def first_shown(entries: Sequence[Entry], limit: int, seen: Collection[str] = ()) -> list[Entry]:
+def first_shown(
+    entries: Sequence[Entry], limit: int, seen: Collection[str] = (), told: Mapping[str, Collection[str]] | None = None
+) -> list[Entry]:
     """At most `limit` live entries; those that say something about the same thing stand side by side.
 
     Args:
         entries: the repository's live entries.
         limit: `memory.candidates`.
         seen: ids of entries that have had their turn.
+        told: `rivals.notes` of the repository, where the caller has them.
     """
     similar = similarities(entries)
-    told = notes(entries)
+    told = notes(entries) if told is None else told
     groups = by_topic(entry for entry in entries if entry.entry_id not in seen)
 
     def rank(place: Topic) -> tuple[int, int, float, float, Topic]:
