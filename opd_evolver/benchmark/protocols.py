@@ -208,7 +208,7 @@ class FreshProtocol:
         """As `BenchmarkProtocol.key`: also the tasks and how they are played."""
         tasks = [canonical_json(task) for domain in sorted(self.filling) for task in self.filling[domain]]
         played = EpisodeSettings.of(params).model_dump(mode="json") | {"fast": params.science()["fast"]}
-        return f"{self.name} {digest_of([*tasks, canonical_json(played), canonical_json(params.attribution)])}"
+        return f"{self.name} {digest_of([*tasks, canonical_json(played)])}"
 
     def play(self, bench: Bench, memory: MemorySource, tasks: Sequence[Task]) -> list[LedgerRow]:
         """As `BenchmarkProtocol.play`; `memory` is the empty one."""

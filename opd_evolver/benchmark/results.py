@@ -26,6 +26,7 @@ COLUMNS: dict[str, str] = {
     "last_alone": "last policy alone",
     "last_memory": "last policy with its memory",
     "novel_alone": "last policy alone, families never deployed",
+    "novel_base_fresh": "base policy with a memory it filled itself, families never deployed",
     "novel_fresh": "last policy with a memory it filled itself, families never deployed",
 }
 

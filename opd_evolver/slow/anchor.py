@@ -5,8 +5,9 @@ episode code as in service; every prompt it was served, with its reply, is an an
 KL(base || student) on them, so that reading memory and overriding old rules are kept.
 Measured elsewhere: without it memory use on new families fell from 0.72 to 0.10 in three rounds.
 
-Acting *without* memory is not rehearsed (an anchor on it would hold back internalisation), and replies are
-the base policy's own: their mean KL is the forward KL between the two reply distributions.
+Acting without memory is rehearsed too: what is internalised of deployed families is otherwise recited in families
+that the policy never met, and it finds nothing there. Replies are the base policy's own: their mean KL is the forward
+KL between the two reply distributions.
 Differs: ours; the paper has none.
 """
 
@@ -41,8 +42,9 @@ from opd_evolver.slow.examples import generator, seed_of, write_lines
 
 ANCHORS = "anchors.jsonl"
 Kind = Literal["read", "override", "bare"]
-# Anchors are taken from these, so many parts of each. Of `bare` episodes (nothing useful in memory) acting is not
-# rehearsed. Following the newer of two entries is what is forgotten first (docs/decisions.md), so it has two parts.
+# Anchors are taken from these, so many parts of each. Following the newer of two entries is what is forgotten first,
+# and exploring where nothing is known what costs most (docs/decisions.md), so they have two parts. `bare` episodes have
+# nothing useful in memory; acting in them is acting without memory.
 SHARES: dict[tuple[Kind, Ability], int] = {
     ("read", "act"): 1,
     ("override", "act"): 2,
@@ -51,6 +53,7 @@ SHARES: dict[tuple[Kind, Ability], int] = {
     ("bare", "select"): 1,
     ("read", "write"): 1,
     ("bare", "write"): 1,
+    ("bare", "act"): 2,
 }
 MAX_ROUND = 9
 
@@ -144,6 +147,7 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
     settings = EpisodeSettings.of(params).model_copy(update={"withhold_probability": 0.0})
     # A policy that selects well never acts beside a stale entry: to rehearse that, all that was placed is injected.
     injecting = settings.model_copy(update={"selector": "ranking", "candidates": settings.max_selected, "write": False})
+    exploring = settings.model_copy(update={"read": False, "write": False})
     played: dict[tuple[Kind, bool], list[LedgerRow]] = {}
     anchors: list[Anchor] = []
     for number, ((kind, ability), parts) in enumerate(SHARES.items()):
@@ -151,7 +155,8 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
         if (kind, acts) not in played:
             # Some episodes find nothing to select among: half as many more make up for them.
             wanted = each + each // 2 + 1
-            played[kind, acts] = _play(kind, policy, load, params, injecting if acts else settings, wanted)
+            chosen = settings if not acts else exploring if kind == "bare" else injecting
+            played[kind, acts] = _play(kind, policy, load, params, chosen, wanted)
         anchors += _of(kind, ability, played[kind, acts])[: each * parts + (number < rest)]
     return anchors
 
@@ -193,10 +198,10 @@ def _play(
 
 
 def _of(kind: Kind, ability: Ability, rows: Sequence[LedgerRow]) -> list[Anchor]:
-    """Calls of one ability, domains by turns; act calls only where memories were in the context."""
+    """Calls of one ability, domains by turns; act calls only where memories were in the context, or were to be none."""
     by_domain: dict[str, list[Anchor]] = {}
     for row in rows:
-        if ability == "act" and not row.injected:
+        if ability == "act" and kind != "bare" and not row.injected:
             continue
         for call in row.calls:
             if call.ability == ability and call.reply_token_ids:

@@ -48,6 +48,7 @@ def collect(run: Run, *, novel: bool = True) -> SeedResult:
         if novel:
             strange = bench.tasks("novel-test", n)
             columns["novel_alone"] = bench.column(Contestant(policy, None), strange, with_memory=False)
+            columns["novel_base_fresh"] = bench.fresh(base, strange)
             columns["novel_fresh"] = bench.fresh(policy, strange)
         outcomes = {name: column.measured.outcomes for name, column in columns.items()}
         by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
