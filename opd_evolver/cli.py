@@ -124,6 +124,8 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check.add_argument("name", nargs="?", help="environment (default: every one installed)")
     check.add_argument("--all", action="store_true", help="every environment installed")
     check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
+    check.add_argument("--preset", help="whose levels and headroom (default: params.yaml, where there is one)")
+    check.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
 
 
 def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

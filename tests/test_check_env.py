@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from opd_evolver import cli
 from opd_evolver.environments import extras, registry
 from opd_evolver.environments.check import CheckReport, check_env
 from opd_evolver.environments.domain import TIPS_ONLY
@@ -46,6 +47,26 @@ def test_built_in_domains_pass_and_keep_the_floor(name: str) -> None:
 def test_the_report_is_the_same_each_time() -> None:
     ours = [check_env("apps", 30).model_copy(update={"ms_per_step": 0.0}) for _ in range(2)]
     assert ours[0] == ours[1]
+
+
+def test_the_command_checks_the_worlds_that_are_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no params.yaml: the defaults
+    assert cli.main(["check-env", "sql", "--tasks", "24", "--json"]) == 0
+    [plain] = json.loads(capsys.readouterr().out)
+    assert plain["homes"] == {"skill": 3, "tip": 3, "tool": 3, "trajectory": 3}
+    assert not any(split["headroom"] for split in plain["splits"].values())
+    words = ["check-env", "sql", "--tasks", "24", "--preset", "laptop", "--set", "environments.levels=[tip]"]
+    assert cli.main([*words, "--json"]) == 0
+    [full] = json.loads(capsys.readouterr().out)
+    assert full["homes"] == {} and full["passed"] and full["expert"] == 1.0
+    for split in ("deploy-train", "deploy-val", "deploy-test"):
+        assert {"misleading", "drift", "wording"} <= full["splits"][split]["headroom"].keys()
+    assert not full["splits"]["novel-test"]["headroom"]
+    shown = full["splits"]["deploy-test"]["headroom"]["misleading"]
+    assert cli.main(words) == 0
+    assert f"misleading {shown:.2f}" in capsys.readouterr().out
 
 
 class Shared(Sql):

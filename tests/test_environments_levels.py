@@ -39,6 +39,8 @@ def test_worlds_of_all_levels_keep_the_protocol_and_the_floor(make: type[AnyDoma
     n_tasks = 36 if make is Shell else 120
     report = check_env(make.domain, n_tasks, LEVELS)
     assert report.passed, report.problems
+    assert report.homes == dict.fromkeys(sorted(LEVELS), 3)
+    assert not any(split.headroom for split in report.splits.values())
     assert report.expert == 1.0
     too_few = [f"deploy-test tasks: {n_tasks}, at least 100 wanted"] if n_tasks < 100 else []
     assert list(report.below_floor) == too_few

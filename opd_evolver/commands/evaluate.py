@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from opd_evolver.errors import SetupError
 
@@ -23,17 +24,23 @@ def evaluate(given: argparse.Namespace) -> int:
 def check_env(given: argparse.Namespace) -> int:
     """Prove determinism, disjoint splits and limits; exit 1 when a promise is broken.
 
-    Of several environments, those whose engine is not installed are named with the command that installs it.
+    Worlds are what the parameters deploy: their levels and headroom. Of several environments, those whose
+    engine is not installed are named with the command that installs it.
     """
     from opd_evolver.environments.check import check_env as check
     from opd_evolver.environments.check import table
     from opd_evolver.environments.extras import MissingExtra
     from opd_evolver.environments.registry import names
+    from opd_evolver.params import Params, load, merge, parse_set
 
+    known = given.preset or Path("params.yaml").exists()
+    overrides = parse_set(given.pairs)
+    params = load(preset=given.preset, overrides=overrides) if known else merge(Params(), overrides, "--set")
+    worlds = params.environments
     reports, absent = [], {}
     for name in [given.name] if given.name else names():
         try:
-            reports.append(check(name, given.tasks))
+            reports.append(check(name, given.tasks, worlds.levels, worlds.headroom))
         except MissingExtra as error:
             if given.name:
                 raise

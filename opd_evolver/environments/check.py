@@ -7,6 +7,7 @@ checked for the rest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from opd_evolver.environments.conventions import TIPS_ONLY, Procedural
 from opd_evolver.environments.playing import Transcript, play, random_values
 from opd_evolver.environments.protocol import Conventions, Environment
 from opd_evolver.records import SPLITS, Level, Record, Split, Task
+from opd_evolver.sections import NO_HEADROOM, HeadroomParams
 
 FLOOR_FAMILIES = 12
 FLOOR_FACTS = 2
@@ -26,11 +28,17 @@ FLOOR_EXPERT = 0.98
 
 
 class SplitReport(Record):
-    """What a split holds. `new_texts`: share of texts that deploy-train does not have."""
+    """What a split holds.
+
+    Args:
+        new_texts: share of texts that deploy-train does not have.
+        headroom: share of tasks that meet each kind of headroom.
+    """
 
     tasks: int
     families: int
     new_texts: float
+    headroom: dict[str, float]
 
 
 class CheckReport(Record):
@@ -41,6 +49,7 @@ class CheckReport(Record):
         exploration: success of trying values without repeating a refused one; what no memory can reach.
         exploration_return: the same agent's mean return.
         ms_per_step: mean wall time of a step, milliseconds.
+        homes: families of deploy-test by the memory level that they ask for; empty where only tips are.
     """
 
     name: str
@@ -61,6 +70,7 @@ class CheckReport(Record):
     longest_text_words: int
     longest_observation_words: int
     ms_per_step: float
+    homes: dict[str, int]
 
     def text(self) -> str:
         """The report for people, a line a finding."""
@@ -73,7 +83,8 @@ class CheckReport(Record):
         lines += [f"  below floor  {finding}" for finding in self.below_floor]
         for split, counts in self.splits.items():
             unseen = "" if split == "deploy-train" else f", {counts.new_texts:.0%} of texts not in deploy-train"
-            lines.append(f"  {split:<12} {counts.tasks} tasks, {counts.families} families{unseen}")
+            met = "".join(f", {kind} {share:.2f}" for kind, share in counts.headroom.items())
+            lines.append(f"  {split:<12} {counts.tasks} tasks, {counts.families} families{unseen}{met}")
         facts = (
             f"  facts        {self.facts or 'not measured'} in all, {self.facts_per_family or '?'} a family, "
             f"{self.values_per_fact or '?'} values a fact, two facts in {shown(self.two_fact_share)} of tasks"
@@ -86,7 +97,9 @@ class CheckReport(Record):
             f"  limits       episodes ≤ {self.longest_episode} steps, texts ≤ {self.longest_text_words} words, "
             f"observations ≤ {self.longest_observation_words} words, {self.ms_per_step:.2f} ms a step"
         )
-        return "\n".join([*lines, facts, success, limits])
+        homes = ", ".join(f"{n} {home}" for home, n in self.homes.items())
+        told = [f"  levels       families by home: {homes}"] if homes else []
+        return "\n".join([*lines, facts, *told, success, limits])
 
 
 def table(reports: Sequence[CheckReport], absent: Mapping[str, str]) -> str:
@@ -111,21 +124,27 @@ def table(reports: Sequence[CheckReport], absent: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def check_env(name: str, n_tasks: int = 120, levels: Sequence[Level] = TIPS_ONLY) -> CheckReport:
+def check_env(
+    name: str,
+    n_tasks: int = 120,
+    levels: Sequence[Level] = TIPS_ONLY,
+    headroom: HeadroomParams = NO_HEADROOM,
+) -> CheckReport:
     """Check the environment `name`.
 
     Args:
         name: as in `registry.load`.
-        levels: as in `registry.load`.
         n_tasks: tasks per split that are looked at; deploy-test's are played several times.
+        levels: as in `registry.load`.
+        headroom: as in `registry.load`.
 
     Raises:
         SetupError: there is no such environment.
         OutageError: its engine is down; nothing is concluded.
     """
-    environment = registry.load(name, levels)
+    environment = registry.load(name, levels, headroom)
     try:
-        return _check(name, environment, lambda: registry.load(name, levels), n_tasks)
+        return _check(name, environment, lambda: registry.load(name, levels, headroom), n_tasks)
     finally:
         environment.close()
 
@@ -165,6 +184,7 @@ def _check(name: str, environment: Environment, fresh: Callable[[], Environment]
         longest_text_words=max((len(t.text.split()) for tasks in listed.values() for t in tasks), default=0),
         longest_observation_words=found.longest_observation,
         ms_per_step=1000 * found.seconds / max(found.steps, 1),
+        homes=_homes(tests),
     )
 
 
@@ -179,9 +199,20 @@ def _split_reports(listed: dict[Split, Sequence[Task]]) -> dict[str, SplitReport
             tasks=len(tasks),
             families=len({task.family for task in tasks}),
             new_texts=round(sum(task.text not in known for task in tasks) / max(len(tasks), 1), 4),
+            headroom=_headroom(tasks),
         )
         for split, tasks in listed.items()
     }
+
+
+def _homes(tests: Sequence[Task]) -> dict[str, int]:
+    by_family = {task.family: str(task.gold["home"]) for task in tests if "home" in task.gold}
+    return dict(sorted(Counter(by_family.values()).items()))
+
+
+def _headroom(tasks: Sequence[Task]) -> dict[str, float]:
+    met = Counter(kind for task in tasks for kind in task.gold.get("headroom", ()))
+    return {kind: round(n / len(tasks), 4) for kind, n in sorted(met.items())}
 
 
 # ── difficulty ────────────────────────────────────────────────────────────────────────────────
