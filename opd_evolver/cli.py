@@ -1,6 +1,6 @@
 """The `opd` command. Results on stdout (`--json` everywhere), progress on stderr.
 
-Exit codes: 0 done · 1 failed · 2 set-up or input error · 3 outage · 4 gate refused for good · 130 Ctrl-C.
+Exit codes: 0 done · 1 failed · 2 set-up or input error · 3 outage · 4 gate refused for good · 130 Ctrl-C or SIGTERM.
 Imports nothing heavy: `opd --help` answers at once.
 """
 
@@ -10,14 +10,18 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from opd_evolver import __version__
 from opd_evolver.errors import OpdError, SetupError
 from opd_evolver.processes import share_cores
 
-EPILOG = "exit codes: 0 done, 1 failed, 2 set-up or input error, 3 outage, 4 gate refused for good, 130 Ctrl-C"
+EPILOG = (
+    "exit codes: 0 done, 1 failed, 2 set-up or input error, 3 outage, 4 gate refused for good, 130 Ctrl-C or SIGTERM"
+)
 
 
 def _command(
@@ -178,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = parser.parse_args(argv)
     share_cores()
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C: what was started is stopped, and the command that goes on is named.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     module, _, name = given.target.partition(":")
     try:
         function: Callable[[argparse.Namespace], int] = getattr(

@@ -143,16 +143,21 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill -INT"])
-def test_ctrl_c_names_the_command_that_goes_on(intact: Path, whole_group: bool) -> None:
-    stand_in_flow(intact, "pathlib.Path('here').touch()\ntime.sleep(600)")
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
+    ids=["terminal", "kill -INT", "kill"],
+)
+def test_ctrl_c_names_the_command_that_goes_on(intact: Path, number: signal.Signals, whole_group: bool) -> None:
+    stand_in_flow(intact, "import os\npathlib.Path('here').write_text(str(os.getpid()))\ntime.sleep(600)")
     process = beginning(intact, "new")
     wait_for(intact / "here", process)
     if whole_group:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
     else:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
+    assert not Path(f"/proc/{(intact / 'here').read_text()}").exists()
     assert process.returncode == 130 and out == ""
     assert "Traceback" not in err and "finished rounds are kept" in err and "opd resume new" in err
 
