@@ -4,7 +4,8 @@
 
 A tip about a key that deploy-test asks is right when it says the value that holds there outside of any context (a
 misleading key has another one in some tasks), else wrong: stale, learnt from an exception, or a wrong guess. The gold
-is read here alone: nothing of it reaches V. No training, seconds.
+is read here alone: nothing of it reaches V. A second table has the tips by the round that wrote them, with
+the median V of the right and of the wrong ones as the run's own parameters attribute it. No training, seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 from opd_evolver import lineage
 from opd_evolver.environments import registry
@@ -63,6 +65,23 @@ def marks(found: Mapping[str, Attribution], known: Mapping[str, str], threshold:
     return counted
 
 
+def by_round(entries: Sequence[Entry], found: Mapping[str, Attribution], known: Mapping[str, str]) -> list[str]:
+    """A line a round: of the judged tips written in it how many are right, and the median V of each kind."""
+    lines = ["| written in round | right | of | median V of right | of wrong |", "|---|---|---|---|---|"]
+    for round_ in sorted({entry.created_round for entry in entries if entry.entry_id in known}):
+        mine = [entry.entry_id for entry in entries if entry.created_round == round_ and entry.entry_id in known]
+        values = {
+            kind: [
+                found[m].value or 0.0 for m in mine if known[m] == kind and m in found and found[m].value is not None
+            ]
+            for kind in KINDS
+        }
+        medians = [f"{median(values[kind]):+.3f} ({len(values[kind])})" if values[kind] else "-" for kind in KINDS]
+        n_right = sum(known[m] == "right" for m in mine)
+        lines.append(f"| {round_} | {n_right} | {len(mine)} | {' | '.join(medians)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
@@ -84,6 +103,7 @@ def main() -> None:
         counted = marks(sure(valued) if settings.sure else valued, known, settings.threshold)
         named = " | ".join(str(value) for value in change.values())
         print(f"| {named} | " + " | ".join(str(counted[kind, mark]) for kind in KINDS for mark in MARKS) + " |")
+    print("\n".join(["", *by_round(entries, attribute(rows, entries, run.params.attribution), known)]))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ class SlowParams(Section):
         "maintain": 0.3,
         "anchor": 2.0,
     }
+    write_rounds: int = Field(1, ge=1, description="latest rounds whose writings are examples; V of them is today's")
     prefix_weights: bool = Field(False, description="tokens count as far as the teacher would have said those before")
     act_with_memory: float = Field(0.0, ge=0, le=1, description="share of the act examples that keep their memories")
     microbatch: int = Field(16, gt=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.attribution import sure
@@ -79,6 +80,8 @@ def build(
     encode: Encode,
     params: Params,
     confirmations: Confirmations | None = None,
+    *,
+    earlier: Sequence[LedgerRow] = (),
 ) -> Views:
     """The example sets of a round.
 
@@ -89,6 +92,8 @@ def build(
         encode: renders prompts exactly as they were served.
         params: resolved science parameters.
         confirmations: from `memory.confirm.history`; prompts tell of an entry as it stood at their wave.
+        earlier: rollouts of rounds before, of which writing alone is learnt: what was written in a round has hardly
+            been used in it, and is known by what it came to later.
 
     Raises:
         CorruptionError: ledger and snapshot do not belong together.
@@ -101,23 +106,31 @@ def build(
     told = sure(attributions) if params.attribution.sure else attributions
     known = Hindsight(by_id, told, encode, params, winners(rows), confirmations or {})
     views = Views()
+    for row in sorted(earlier, key=lambda row: row.rollout_id):
+        if row.renderer == known.speak.renderer and all(call.prompt_token_ids for call in row.calls):
+            _add(views, _write(row, known))
+        else:
+            views.skipped["earlier rollout: text only, or of another renderer"] += 1
     for row in sorted(rows, key=lambda row: row.rollout_id):
         if any(not call.prompt_token_ids for call in row.calls):
             views.skipped["text-only rollout"] += 1
             continue
-        for made in (_select(row, known), _act(row, known, views.cut), _write(row, known), _maintain(row, known)):
-            for item in made:
-                if isinstance(item, str):
-                    views.skipped[item] += 1
-                else:
-                    example, outcome = item
-                    views.examples.append(example)
-                    # Maintenance has no return of its own.
-                    views.outcomes += [outcome] if example.ability != "maintain" else []
+        _add(views, _select(row, known), _act(row, known, views.cut), _write(row, known), _maintain(row, known))
     return views
 
 
 Made = Iterator[tuple[Example, Outcome] | str]
+
+
+def _add(views: Views, *makers: Made) -> None:
+    for item in chain(*makers):
+        if isinstance(item, str):
+            views.skipped[item] += 1
+        else:
+            example, outcome = item
+            views.examples.append(example)
+            # Maintenance has no return of its own.
+            views.outcomes += [outcome] if example.ability != "maintain" else []
 
 
 def _example(

@@ -29,7 +29,10 @@ from opd_evolver.steps.progress import report_job
 
 
 def examples(job: Job, out: Path) -> StepResult:
-    """V(m) over the whole ledger, then the example sets of this round's rollouts, audited for leaks."""
+    """V(m) over the whole ledger, then the example sets, audited for leaks.
+
+    They are of this round's rollouts, and of what those of `slow.write_rounds` wrote.
+    """
     params = job.typed_params()
     with Memory.open(job.path("live"), params.memory, read_only=True) as memory:
         entries = memory.entries(live_only=False)
@@ -39,9 +42,11 @@ def examples(job: Job, out: Path) -> StepResult:
     lines = (canonical_json(attributions[entry_id]) for entry_id in sorted(attributions))
     write_text(out / "attributions.jsonl", "".join(f"{line}\n" for line in lines))
     current = [row for row in rows if row.round == job.round]
+    earlier = [row for row in rows if job.round - params.slow.write_rounds < row.round < job.round]
     encode = resources.policy(job).encode
-    made = views.build(current, entries, attributions, encode, params, confirm.history(segments))
-    audit = leakage.audit(made.examples, current, cut=made.cut)
+    known = confirm.history(segments)
+    made = views.build(current, entries, attributions, encode, params, known, earlier=earlier)
+    audit = leakage.audit(made.examples, [*earlier, *current], cut=made.cut)
     digest = example_sets.write_set(out, made.examples, made.outcomes)
     valued = [one for one in attributions.values() if one.value is not None]
     return result(
