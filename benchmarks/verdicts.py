@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import median
 
 from opd_evolver import lineage
+from opd_evolver.benchmark import rows
 from opd_evolver.environments import registry
 from opd_evolver.environments.conventions import CONTEXTS
 from opd_evolver.memory.attribution import attribute, sure
@@ -65,20 +65,21 @@ def marks(found: Mapping[str, Attribution], known: Mapping[str, str], threshold:
     return counted
 
 
-def by_round(entries: Sequence[Entry], found: Mapping[str, Attribution], known: Mapping[str, str]) -> list[str]:
+def by_round(entries: Sequence[Entry], values: rows.Values, known: Mapping[str, str], threshold: float) -> list[str]:
     """A line a round: of the judged tips written in it how many are right, and the median V of each kind."""
+    written = {
+        kind: rows.written([one for one in entries if known.get(one.entry_id) == kind], values, threshold)
+        for kind in KINDS
+    }
     lines = ["| written in round | right | of | median V of right | of wrong |", "|---|---|---|---|---|"]
-    for round_ in sorted({entry.created_round for entry in entries if entry.entry_id in known}):
-        mine = [entry.entry_id for entry in entries if entry.created_round == round_ and entry.entry_id in known]
-        values = {
-            kind: [
-                found[m].value or 0.0 for m in mine if known[m] == kind and m in found and found[m].value is not None
-            ]
-            for kind in KINDS
-        }
-        medians = [f"{median(values[kind]):+.3f} ({len(values[kind])})" if values[kind] else "-" for kind in KINDS]
-        n_right = sum(known[m] == "right" for m in mine)
-        lines.append(f"| {round_} | {n_right} | {len(mine)} | {' | '.join(medians)} |")
+    for round_ in sorted({*written["right"], *written["wrong"]}):
+        found = [written[kind].get(round_) for kind in KINDS]
+        counts = [one.n_entries if one else 0 for one in found]
+        medians = [
+            f"{one.median_value:+.3f} ({one.n_with_evidence})" if one and one.median_value is not None else "-"
+            for one in found
+        ]
+        lines.append(f"| {round_} | {counts[0]} | {sum(counts)} | {' | '.join(medians)} |")
     return lines
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     asked = parser.parse_args()
     run = lineage.open_run(prepare.artifact_root(), asked.run)
     folder: Path = snapshots.sound(run, asked.round or snapshots.last_finished(run)) / "memory"
-    entries, rows = read_entries(folder), read_rows(folder)
+    entries, played = read_entries(folder), read_rows(folder)
     known = labels(entries, run.params)
     print(
         "| variant | asked_only | rounds | sure | "
@@ -99,11 +100,12 @@ def main() -> None:
     print("|---" * (4 + len(KINDS) * len(MARKS)) + "|")
     for change in EVIDENCE:
         settings = run.params.attribution.model_copy(update=change)
-        valued = attribute(rows, entries, settings)
+        valued = attribute(played, entries, settings)
         counted = marks(sure(valued) if settings.sure else valued, known, settings.threshold)
         named = " | ".join(str(value) for value in change.values())
         print(f"| {named} | " + " | ".join(str(counted[kind, mark]) for kind in KINDS for mark in MARKS) + " |")
-    print("\n".join(["", *by_round(entries, attribute(rows, entries, run.params.attribution), known)]))
+    values = {m: one.value for m, one in attribute(played, entries, run.params.attribution).items()}
+    print("\n".join(["", *by_round(entries, values, known, run.params.attribution.threshold)]))
 
 
 if __name__ == "__main__":

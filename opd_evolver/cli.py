@@ -38,11 +38,15 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     known = "micro | laptop | evidence | qwen3-4b-1gpu"
     parser.add_argument("--preset", help=f"{known} (default: the project's params.yaml)")
     parser.add_argument("--name", default="default", help="name of the run (default: default)")
+    _set_option(parser)
+    parser.add_argument("--fork", action="store_true", help="open a new lineage when science parameters changed")
+    _place_options(parser)
+
+
+def _set_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", dest="pairs", help="override a parameter"
     )
-    parser.add_argument("--fork", action="store_true", help="open a new lineage when science parameters changed")
-    _place_options(parser)
 
 
 def _place_options(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +106,7 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     trial.add_argument("--tasks", type=int, default=3, help="tasks (default 3)")
     trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu)")
     trial.add_argument("--dialect", choices=("terse", "instruct"), help="default: terse for seed, else instruct")
-    trial.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+    _set_option(trial)
     bench = commands.add_parser("bench", help="evidence over several seeds", epilog=EPILOG)
     kinds = bench.add_subparsers(dest="action", required=True, metavar="ACTION")
     every = _command(
@@ -120,7 +124,7 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         seeds.add_argument(
             "--policy", nargs="+", help="base policies, by turns of the seeds (default: that of the parameters)"
         )
-        seeds.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+        _set_option(seeds)
         seeds.add_argument("--out", default=page, help=f"page; numbers lie beside it (default {page})")
     check = _command(
         commands, "check-env", "evaluate:check_env", "prove an environment's promises and print its figures"
@@ -129,7 +133,7 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check.add_argument("--all", action="store_true", help="every environment installed")
     check.add_argument("--tasks", type=int, default=100, help="tasks a split (default 100)")
     check.add_argument("--preset", help="whose levels and headroom (default: params.yaml, where there is one)")
-    check.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs", help="a parameter")
+    _set_option(check)
 
 
 def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -162,25 +162,6 @@ def test_write_hindsight_is_the_future_value_of_what_was_written(world: Played, 
             assert f"tip {content.trigger} {content.text} {mark}" in said  # type: ignore[union-attr]
 
 
-def test_of_earlier_rounds_writing_is_learnt_by_what_it_came_to_since(world: Played, views: Views) -> None:
-    middle = max(row.wave for row in world.rows) // 2
-    earlier = [row for row in world.rows if row.wave <= middle]
-    later = [row for row in world.rows if row.wave > middle]
-    given = (world.entries, world.attributions, world.local.encode, world.params)
-    ours = {row.rollout_id for row in earlier}
-    found = build(later, *given, earlier=earlier[::-1])
-    old = [example for example in found.examples if example.rollout_id in ours]
-    assert old == [example for example in of(views, "write") if example.rollout_id in ours] != []
-    assert [e for e in found.examples if e.rollout_id not in ours] == build(later, *given).examples
-    report = audit(found.examples, world.rows)
-    assert report.n_examples["write"] == len(of(views, "write"))
-    # What was rendered otherwise, or never tokenised here, cannot be shown again; the round goes on without it.
-    other = [row.model_copy(update={"renderer": "terse-0"}) for row in earlier]
-    text_only = build(later, *given, earlier=other)
-    assert text_only.examples == build(later, *given).examples
-    assert text_only.skipped["earlier rollout: text only, or of another renderer"] == len(earlier)
-
-
 def test_outcomes_belong_to_examples(world: Played, views: Views) -> None:
     known = {example.example_id: example for example in views.examples}
     assert len(views.outcomes) == len(views.examples) - len(of(views, "maintain"))

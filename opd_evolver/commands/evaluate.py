@@ -34,9 +34,8 @@ def check_env(given: argparse.Namespace) -> int:
     from opd_evolver.params import Params, load, merge, parse_set
 
     known = given.preset or Path("params.yaml").exists()
-    overrides = parse_set(given.pairs)
-    params = load(preset=given.preset, overrides=overrides) if known else merge(Params(), overrides, "--set")
-    worlds = params.environments
+    params = load(preset=given.preset) if known else Params()
+    worlds = merge(params, parse_set(given.pairs), "--set").environments
     reports, absent = [], {}
     for name in [given.name] if given.name else names():
         try:

@@ -148,6 +148,7 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
     # A policy that selects well never acts beside a stale entry: to rehearse that, all that was placed is injected.
     injecting = settings.model_copy(update={"selector": "ranking", "candidates": settings.max_selected, "write": False})
     exploring = settings.model_copy(update={"read": False, "write": False})
+    acting = {"read": injecting, "override": injecting, "bare": exploring}
     played: dict[tuple[Kind, bool], list[LedgerRow]] = {}
     anchors: list[Anchor] = []
     for number, ((kind, ability), parts) in enumerate(SHARES.items()):
@@ -155,8 +156,7 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
         if (kind, acts) not in played:
             # Some episodes find nothing to select among: half as many more make up for them.
             wanted = each + each // 2 + 1
-            chosen = settings if not acts else exploring if kind == "bare" else injecting
-            played[kind, acts] = _play(kind, policy, load, params, chosen, wanted)
+            played[kind, acts] = _play(kind, policy, load, params, acting[kind] if acts else settings, wanted)
         anchors += _of(kind, ability, played[kind, acts])[: each * parts + (number < rest)]
     return anchors
 

@@ -8,7 +8,7 @@ Paper: slow loop, four views, one policy.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -80,7 +80,6 @@ def build(
     encode: Encode,
     params: Params,
     confirmations: Confirmations | None = None,
-    *,
     earlier: Sequence[LedgerRow] = (),
 ) -> Views:
     """The example sets of a round.
@@ -92,8 +91,7 @@ def build(
         encode: renders prompts exactly as they were served.
         params: resolved science parameters.
         confirmations: from `memory.confirm.history`; prompts tell of an entry as it stood at their wave.
-        earlier: rollouts of rounds before, of which writing alone is learnt: what was written in a round has hardly
-            been used in it, and is known by what it came to later.
+        earlier: rollouts of rounds before; of these writing alone is learnt, by what came of it since.
 
     Raises:
         CorruptionError: ledger and snapshot do not belong together.
@@ -102,15 +100,17 @@ def build(
     Paper: slow loop, four views. Differs: tau+ comes from the same task only; states with neither S+
         nor tau+, and selections and writings without evidence, give no example.
     """
-    by_id = {entry.entry_id: entry for entry in entries}
     told = sure(attributions) if params.attribution.sure else attributions
-    known = Hindsight(by_id, told, encode, params, winners(rows), confirmations or {})
+    known = Hindsight({one.entry_id: one for one in entries}, told, encode, params, winners(rows), confirmations or {})
     views = Views()
     for row in sorted(earlier, key=lambda row: row.rollout_id):
-        if row.renderer == known.speak.renderer and all(call.prompt_token_ids for call in row.calls):
-            _add(views, _write(row, known))
-        else:
+        if row.renderer != known.speak.renderer or not all(call.prompt_token_ids for call in row.calls):
             views.skipped["earlier rollout: text only, or of another renderer"] += 1
+            continue
+        try:
+            _add(views, list(_write(row, known)))
+        except SetupError:  # of a lineage with other budgets, before a fork
+            views.skipped["earlier rollout: renders to other tokens now"] += 1
     for row in sorted(rows, key=lambda row: row.rollout_id):
         if any(not call.prompt_token_ids for call in row.calls):
             views.skipped["text-only rollout"] += 1
@@ -119,7 +119,7 @@ def build(
     return views
 
 
-Made = Iterator[tuple[Example, Outcome] | str]
+Made = Iterable[tuple[Example, Outcome] | str]
 
 
 def _add(views: Views, *makers: Made) -> None:

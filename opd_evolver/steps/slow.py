@@ -42,7 +42,8 @@ def examples(job: Job, out: Path) -> StepResult:
     lines = (canonical_json(attributions[entry_id]) for entry_id in sorted(attributions))
     write_text(out / "attributions.jsonl", "".join(f"{line}\n" for line in lines))
     current = [row for row in rows if row.round == job.round]
-    earlier = [row for row in rows if job.round - params.slow.write_rounds < row.round < job.round]
+    first = job.round - params.slow.write_rounds + 1
+    earlier = [row for row in rows if first <= row.round < job.round and row.created]
     encode = resources.policy(job).encode
     known = confirm.history(segments)
     made = views.build(current, entries, attributions, encode, params, known, earlier=earlier)
