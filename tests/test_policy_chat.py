@@ -7,7 +7,7 @@ from typing import Any
 
 import checkpoints
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opd_evolver.abilities import act
@@ -90,6 +90,7 @@ def word_tokenizer() -> Any:
 
 @each
 @settings(max_examples=20, deadline=None)
+@example(parts=["", "<|im_start|>"], hint="", place=2, limit=60)  # what stood before the hint is cut
 @given(
     parts=st.lists(hostile, min_size=1, max_size=4), hint=hostile, place=st.integers(0, 4), limit=st.integers(60, 300)
 )

@@ -93,7 +93,7 @@ class ChatEncoder:
         if not prompt.messages or prompt.messages[-1].role != "user":
             raise ValueError(f"a {prompt.ability} prompt must end with a user message")
         ids, spans, messages = self._assembled(prompt.messages)
-        hindsight = sum(end - start for start, end in spans)
+        hindsight = _within(spans)
         if len(ids) - hindsight <= self.max_prompt_tokens and hindsight <= self.max_prompt_tokens:
             return EncodedPrompt(ids, spans)
         if hindsight > self.max_prompt_tokens:
@@ -110,7 +110,9 @@ class ChatEncoder:
                 "raise policy.max_prompt_tokens, or lower memory.max_selected or memory.entry_token_budget",
             )
         short, spans, _ = self._assembled(kept)
-        return EncodedPrompt(short, spans, n_dropped=len(ids) - len(short))
+        # Outside hindsight, which may begin with a space more or less where its neighbour was cut.
+        n_dropped = len(ids) - hindsight - (len(short) - _within(spans))
+        return EncodedPrompt(short, spans, n_dropped=n_dropped)
 
     def _segment_ids(self, segment: Segment, before: str) -> tuple[int, ...]:
         """Ids of a segment after the text `before` in its message (hindsight left out, so that it changes nothing)."""
@@ -122,7 +124,7 @@ class ChatEncoder:
     def _size(self, messages: Sequence[Message]) -> int:
         """Tokens outside hindsight."""
         ids, spans, _ = self._assembled(messages)
-        return len(ids) - sum(end - start for start, end in spans)
+        return len(ids) - _within(spans)
 
     def _assembled(
         self, messages: Sequence[Message]
@@ -199,6 +201,10 @@ class ChatEncoder:
             return frozenset()
         after = glue.parts[glue.order.index(1) + 1]
         return frozenset([token for token in after[:2] if token in self._control_ids][:1])
+
+
+def _within(spans: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
