@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from opd_evolver.environments.conventions import GROUPS, names
 from opd_evolver.records import Message, Prompt, Segment
 from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed.data import domains_of
 from opd_evolver.seed.settings import SeedSettings
-from opd_evolver.seed.train import domains_of
 
 anything = st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp"])
 odd_words = st.text(anything, min_size=1, max_size=8).filter(lambda word: not any(c.isspace() for c in word))

@@ -57,6 +57,35 @@ def test_killed_and_resumed_with_other_workers_it_gives_the_same_bytes(tmp_path:
     assert resumed.curve[-1]["act"] == whole.curve[-1]["act"]
 
 
+@pytest.mark.timeout(900)
+def test_data_made_ahead_for_a_device_train_the_same_policy(tmp_path: Path) -> None:
+    """`cpu:0` goes the accelerator's way; only the kind of arithmetic is the CPU's, so even the bytes are the same."""
+    short = TINY.model_copy(update={"steps": 6, "polish_steps": 2, "drill_steps": 2})
+    whole = train(short, tmp_path / "whole", n_workers=1)
+    states: list[int] = []
+
+    def stop(model: object, tok: object, step: int) -> None:
+        states.append(step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(short, tmp_path / "ahead", n_workers=3, save_every=5, on_save=stop, device="cpu:0")
+    ahead = train(short, tmp_path / "ahead", n_workers=1, device="cpu:0")
+    assert states == [5] and weights(ahead.model) == weights(whole.model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_first_steps_are_the_cpus_up_to_rounding(tmp_path: Path) -> None:
+    cpu, gpu = Trainer(TINY), Trainer(TINY, device="cuda")
+    for number in range(3):
+        torch.testing.assert_close(cpu.step(number), gpu.step(number), rtol=1e-2, atol=0.5)
+
+
+def test_a_device_that_is_not_there_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="--device cpu"):
+        train(TINY, tmp_path, device="nonsense")
+
+
 def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     short = TINY.model_copy(update={"steps": 2, "polish_steps": 1, "wording_steps": 1})
     states: list[int] = []

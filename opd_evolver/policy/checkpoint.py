@@ -49,7 +49,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Ch
     if (folder / _ADAPTER_CONFIG).is_file():
         return _load_adapter(folder, device, dtype)
     model = _load_model(folder, dtype)
-    return Checkpoint(_on_device(model, device), load_tokenizer(folder), weights_digest(folder)[:12])
+    return Checkpoint(on_device(model, device), load_tokenizer(folder), weights_digest(folder)[:12])
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -131,7 +131,7 @@ def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     scaling = canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
     version = digest_of([weights_digest(base), weights_digest(folder), scaling])[:12]
-    return Checkpoint(_on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
+    return Checkpoint(on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
 
 
 def _quiet_transformers() -> None:
@@ -144,12 +144,22 @@ def _quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
-def _on_device(model: Any, device: str) -> Any:
+def on_device(model: Any, device: str, mend: str = "OPD_DEVICE=cpu") -> Any:
+    """The model, moved.
+
+    Args:
+        model: any torch module.
+        device: torch device.
+        mend: what the error says to do.
+
+    Raises:
+        SetupError: no such device here.
+    """
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise SetupError(
-            f"cannot use device {device!r}: {_first_line(error)}", "cpu, or a device of this machine", "OPD_DEVICE=cpu"
+            f"cannot use device {device!r}: {_first_line(error)}", "cpu, or a device of this machine", mend
         ) from error
 
 

@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kernel", type=int, default=SeedSettings().kernel, help="words a convolution looks back on")
     parser.add_argument("--workers", type=int, default=2, help="processes; the weights do not depend on it")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda: minutes, but not the same bytes again; workers make data"
+    )
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--keep", action="store_true", help="also save the policy of every state, under --work")
     return parser
@@ -50,7 +53,7 @@ def save(model: Any, tokenizer: Any, folder: Path, training: dict[str, Any] | No
             write_text(temporary / "README.md", CARD.read_text(encoding="utf-8"))
 
 
-def _record(settings: SeedSettings, trained: Any) -> dict[str, Any]:
+def _record(settings: SeedSettings, trained: Any, device: str) -> dict[str, Any]:
     import numpy
     import tokenizers
     import torch
@@ -58,6 +61,7 @@ def _record(settings: SeedSettings, trained: Any) -> dict[str, Any]:
 
     return {
         "settings": settings.model_dump(mode="json"),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "conversations": sum(line["conversations"] for line in trained.curve),
         "seconds": round(trained.seconds),
@@ -103,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             n_workers=given.workers,
             save_every=given.save_every,
             on_save=keep if given.keep else None,
+            device=given.device,
         )
-        save(trained.model, trained.tokenizer, given.out, _record(settings, trained))
+        save(trained.model, trained.tokenizer, given.out, _record(settings, trained, given.device))
         trained.state.unlink(missing_ok=True)
     except OpdError as error:
         parser.exit(error.exit_code, f"error: {error}\n")

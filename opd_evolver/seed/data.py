@@ -12,10 +12,13 @@ import numpy as np
 
 from opd_evolver.abilities import act
 from opd_evolver.environments import conventions as cv
+from opd_evolver.environments import registry
+from opd_evolver.errors import SetupError
 from opd_evolver.policy.chat import ChatEncoder
 from opd_evolver.records import Ability, Message, Prompt
 from opd_evolver.seed import act_data, drill, maintain_data, select_data, write_data
 from opd_evolver.seed.facts import Conversation
+from opd_evolver.seed.settings import SeedSettings
 from opd_evolver.seed.tokenizer import by_word
 from opd_evolver.seed.wordings import wording
 
@@ -67,6 +70,21 @@ class Encoder:
             scored += [False] * n_masked + [True] * (len(said) - n_masked)
             messages.append(act.reply_message(said, reply.text))
         return Encoded(conversation.ability, ids, scored)
+
+
+def domains_of(settings: SeedSettings) -> tuple[cv.Procedural, ...]:
+    """The domains, as makers of data.
+
+    Raises:
+        SetupError: one of them is not procedural.
+    """
+    found: list[cv.Procedural] = []
+    for name in settings.domains:
+        domain = registry.load(name, settings.levels)
+        if not isinstance(domain, cv.Procedural):
+            raise SetupError(f"domain {name}", "a procedural domain (demo, action, observation, words)", "leave it out")
+        found.append(domain)
+    return tuple(found)
 
 
 def draw(

@@ -46,7 +46,8 @@ class Muon:
             self._groups.setdefault(tuple(matrix.shape), []).append(matrix)
         self._momentum, self._weight_decay = momentum, weight_decay
         self.velocity = {
-            shape: torch.zeros(len(group), *shape) for shape, group in sorted(self._groups.items(), key=lambda g: g[0])
+            shape: torch.zeros(len(group), *shape, device=group[0].device)
+            for shape, group in sorted(self._groups.items(), key=lambda g: g[0])
         }
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ def load(path: Path, model: Any, optimisers: Optimisers) -> tuple[int, dict[str,
         CorruptionError: the file cannot be read; delete it to begin anew.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimisers.load_state_dict(state["optimisers"])
         return int(state["step"]), dict(state["curve"])

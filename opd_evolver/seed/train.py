@@ -1,8 +1,8 @@
-"""Trains the seed policy from scratch on the CPU: the same settings give the same bytes.
+"""Trains the seed policy from scratch: on the CPU the same settings give the same bytes.
 
 A batch is cut into shards; each worker process (one thread each) takes its shards' gradients, all of them
-add up the shards in the same order and take the same step. Data come from a counter, hence
-nothing but the state file is needed to go on after a kill.
+add up the shards in the same order and take the same step. With an accelerator one process takes every gradient and
+the workers make the data. Data come from a counter, hence nothing but the state file is needed to go on after a kill.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
 
-from opd_evolver.environments import conventions as cv
-from opd_evolver.environments import registry
 from opd_evolver.errors import SetupError
+from opd_evolver.policy.checkpoint import on_device
 from opd_evolver.processes import die_with_parent
 from opd_evolver.seed import model as network
 from opd_evolver.seed import state
 from opd_evolver.seed import tokenizer as vocabulary
+from opd_evolver.seed.ahead import made_ahead, shard_of
 from opd_evolver.seed.curve import ABILITIES, Curve
-from opd_evolver.seed.data import Encoded, Encoder, batch
+from opd_evolver.seed.data import Encoded, Encoder, domains_of
 from opd_evolver.seed.muon import Optimisers
 from opd_evolver.seed.settings import SeedSettings
 
@@ -47,21 +48,6 @@ class Shared:
     barrier: Any
 
 
-def domains_of(settings: SeedSettings) -> tuple[cv.Procedural, ...]:
-    """The domains, as makers of data.
-
-    Raises:
-        SetupError: one of them is not procedural.
-    """
-    found = []
-    for name in settings.domains:
-        domain = registry.load(name, settings.levels)
-        if not isinstance(domain, cv.Procedural):
-            raise SetupError(f"domain {name}", "a procedural domain (demo, action, observation, words)", "leave it out")
-        found.append(domain)
-    return tuple(found)
-
-
 class Trainer:
     """One worker's copy of the model, its optimisers and its share of the data.
 
@@ -70,19 +56,30 @@ class Trainer:
         rank: which worker this is.
         n_workers: how many share the shards.
         shared: their common memory; made here when None.
+        device: of model and gradients; with another one than the CPU there is one worker.
     """
 
-    def __init__(self, settings: SeedSettings, rank: int = 0, n_workers: int = 1, shared: Shared | None = None) -> None:
+    def __init__(
+        self,
+        settings: SeedSettings,
+        rank: int = 0,
+        n_workers: int = 1,
+        shared: Shared | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.settings = settings
         self.domains = domains_of(settings)
         self.tokenizer = vocabulary.build(self.domains)
         self.encoder = Encoder(self.tokenizer)
-        self.model = network.build(self.tokenizer, settings.seed, settings.kernel)
+        self.model = on_device(network.build(self.tokenizer, settings.seed, settings.kernel), device, "--device cpu")
         self.model.train()
         self.parameters = list(self.model.parameters())
+        self.device = self.parameters[0].device
         self.optimisers = self._fresh()
         self.shards = range(rank, settings.shards, n_workers)
-        self.shared = shared or share(settings, sum(p.numel() for p in self.parameters), n_workers)
+        # Padding costs an accelerator less than a pass more.
+        self.n_groups = settings.microbatches if self.device.type == "cpu" else 1
+        self.shared = shared or share(settings, sum(p.numel() for p in self.parameters), n_workers, device)
 
     def _fresh(self) -> Optimisers:
         settings = self.settings
@@ -93,22 +90,13 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
 
-    def step(self, number: int) -> torch.Tensor:
-        """One optimiser step; the counts of the whole batch [ability, 4]."""
+    def step(self, number: int, made: Sequence[Sequence[Encoded]] | None = None) -> torch.Tensor:
+        """One optimiser step, on the data of all shards where another process made them; counts [ability, 4]."""
         settings, shared = self.settings, self.shared
         if settings.begins_polish(number):
             self.optimisers = self._fresh()
-        share_ = 1.0 if number < settings.drill_steps else settings.drill_share
         for shard in self.shards:
-            drawn = batch(
-                self.encoder,
-                self.domains,
-                settings.shard_sequences,
-                drill_share=share_,
-                key=(settings.seed, number, shard),
-                lowest_round=settings.lowest_round(number),
-                worded=settings.worded(number),
-            )
+            drawn = made[shard] if made else shard_of(settings, self.encoder, self.domains, number, shard)
             shared.counts[shard] = self._backward(drawn)
             torch.cat([_gradient(p).flatten() for p in self.parameters], out=shared.gradients[shard])
         shared.barrier.wait(BARRIER_SECONDS)
@@ -132,7 +120,7 @@ class Trainer:
             parameter.grad = None
         counts = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
         ordered = sorted(drawn, key=lambda one: len(one.token_ids))
-        size = -(-len(ordered) // self.settings.microbatches)
+        size = -(-len(ordered) // self.n_groups)
         for start in range(0, len(ordered), size):
             counts += self._microbatch(ordered[start : start + size])
         return counts
@@ -142,6 +130,7 @@ class Trainer:
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([one.token_ids + [pad] * (longest - len(one.token_ids)) for one in drawn])
         scored = torch.tensor([one.scored + [False] * (longest - len(one.scored)) for one in drawn])
+        ids, scored = ids.to(self.device), scored.to(self.device)
         # Padding stands at the end and everything looks back only, so no mask is needed.
         hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
         wanted = scored[:, 1:]
@@ -149,9 +138,10 @@ class Trainer:
         targets = ids[:, 1:][wanted]
         losses = F.cross_entropy(logits, targets, reduction="none")
         torch.autograd.backward(losses.sum())
-        rows = torch.arange(len(drawn))[:, None].expand_as(wanted)[wanted]
-        missed = torch.zeros(len(drawn)).index_add_(0, rows, (logits.argmax(-1) != targets).float())
-        sums = torch.zeros(len(drawn)).index_add_(0, rows, losses.detach())
+        rows = torch.arange(len(drawn), device=self.device)[:, None].expand_as(wanted)[wanted]
+        nothing = torch.zeros(len(drawn), device=self.device)
+        missed = nothing.index_add(0, rows, (logits.argmax(-1) != targets).float())
+        sums = nothing.index_add(0, rows, losses.detach())
         counts = torch.zeros(len(ABILITIES), 4, dtype=torch.float64)
         for one, loss, n_missed, n_scored in zip(
             drawn, sums.tolist(), missed.tolist(), wanted.sum(1).tolist(), strict=True
@@ -162,9 +152,9 @@ class Trainer:
         return counts
 
 
-def share(settings: SeedSettings, n_parameters: int, n_workers: int) -> Shared:
-    """Memory for `n_workers` processes."""
-    gradients = torch.zeros(settings.shards, n_parameters)
+def share(settings: SeedSettings, n_parameters: int, n_workers: int, device: str = "cpu") -> Shared:
+    """Memory for `n_workers` processes; the gradients on `device`."""
+    gradients = torch.zeros(settings.shards, n_parameters, device=device)
     counts = torch.zeros(settings.shards, len(ABILITIES), 4, dtype=torch.float64)
     if n_workers == 1:
         return Shared(gradients, counts, threading.Barrier(1))
@@ -215,27 +205,31 @@ def train(
     save_every: int = 250,
     report_every: int = 50,
     on_save: Callable[[Any, Any, int], None] | None = None,
+    device: str = "cpu",
 ) -> Trained:
     """Train to the end, going on from the state in `work` where there is one.
 
     Args:
-        settings: decide the weights; nothing else here does.
-        work: folder of the state file; one per settings and data.
-        n_workers: processes of one thread each, at most one per shard.
+        settings: decide the weights on the CPU; nothing else here does.
+        work: folder of the state file; one per settings, data and kind of device.
+        n_workers: processes of one thread each, at most one per shard; with another device than the CPU they make data.
         save_every: steps between states.
         report_every: steps between lines on stderr.
         on_save: called with model, tokenizer and step whenever a state was written.
+        device: of model and gradients; only the CPU gives the same bytes again.
 
     Raises:
-        SetupError: more workers than shards, or a worker was lost.
+        SetupError: no worker, more than shards, one was lost, or no such device.
         CorruptionError: the state cannot be read.
     """
-    if not 1 <= n_workers <= settings.shards:
+    if n_workers < 1:
+        raise SetupError(f"{n_workers} workers", "at least 1", "set --workers 1")
+    if device == "cpu" and n_workers > settings.shards:
         raise SetupError(f"{n_workers} workers", f"1 to {settings.shards}, one per shard", "set --workers 1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _lead(settings, work, n_workers, save_every, report_every, on_save)
+        return _lead(settings, work, n_workers, save_every, report_every, on_save, device)
     finally:
         torch.set_num_threads(threads)
 
@@ -247,18 +241,22 @@ def _lead(
     save_every: int,
     report_every: int,
     on_save: Callable[[Any, Any, int], None] | None,
+    device: str,
 ) -> Trained:
-    trainer = Trainer(settings, 0, n_workers)
-    saved = work / f"{state.fingerprint(settings, trainer.encoder, trainer.domains)[:16]}.pt"
+    here = device == "cpu"
+    trainer = Trainer(settings, 0, n_workers if here else 1, device=device)
+    name = state.fingerprint(settings, trainer.encoder, trainer.domains)[:16]
+    saved = work / (f"{name}.pt" if here else f"{name}-{trainer.device.type}.pt")
     done, told = state.load(saved, trainer.model, trainer.optimisers) if saved.exists() else (0, None)
     if done:
         print(f"going on from step {done} of {settings.all_steps}", file=sys.stderr, flush=True)
-    others = _followers(settings, n_workers, trainer.shared, str(saved) if done else "")
+    others = _followers(settings, n_workers, trainer.shared, str(saved) if done else "") if here else []
+    steps: Iterator[Any] = repeat(None) if here else made_ahead(settings, done, n_workers)
     curve = Curve(settings.all_steps, told, done)
     number = done
     try:
         for number in range(done, settings.all_steps):
-            curve.add(trainer.step(number))
+            curve.add(trainer.step(number, next(steps)))
             last = number + 1 == settings.all_steps
             if (number + 1) % report_every == 0 or last:
                 curve.tell(number + 1)
