@@ -10,12 +10,15 @@ import pytest
 from conftest import Opd
 from finished_run import stand_in_flow
 
+from opd_evolver import lineage
 from opd_evolver.benchmark import arms
 from opd_evolver.benchmark.results import DEPLOYED, SeedResult
 from opd_evolver.benchmark.statistics import Outcome
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.params import AttributionParams, load_preset, merge
 from opd_evolver.records import LedgerRow
+from opd_evolver.steps import prepare
+from opd_evolver.steps.adopt import adopt
 from tests.attribution_cases import entry, row
 
 pytestmark = pytest.mark.timeout(900)
@@ -79,6 +82,43 @@ def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None
     assert level.verdict == "earns its place with memory; needed by its own family types (+0.10 asked)"
     text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", machine={}, seeds=[0, 1])
     assert "| no-tool | no entries of the level tool | 0.600 [" in text
+
+
+def test_what_the_whole_played_and_measured_is_taken_over_and_comes_to_the_same(
+    children: driver.Children, tmp_path: Path
+) -> None:
+    """An arm of the slow loop alone, begun anew and begun behind the whole's fast loop: the same bytes at the end."""
+
+    def asked(arm: str) -> dict[str, object]:
+        return {**driver.SMALL, **arms.ARMS[arm].overrides}
+
+    def digests(name: str) -> dict[str, str]:
+        return dict((lineage.open_run(tmp_path, name).summary(1) or {})["digests"])
+
+    def opened(name: str, arm: str) -> lineage.Run:
+        return prepare.open_for_work(tmp_path, name, preset="micro", overrides=asked(arm))
+
+    assert children.run(tmp_path, "whole", asked("whole")) == 0, driver.said(tmp_path)
+    assert children.run(tmp_path, "alone", asked("empty-hindsight")) == 0, driver.said(tmp_path)
+    whole = lineage.open_run(tmp_path, "whole")
+    behind = opened("behind", "empty-hindsight")
+    assert adopt(behind, whole)
+    (anchors,) = sorted((behind.paths.run / "anchors").glob("*"))
+    touched = anchors.stat().st_mtime_ns
+    assert children.run(tmp_path, "behind", asked("empty-hindsight")) == 0, driver.said(tmp_path)
+    assert digests("behind") == digests("alone") != digests("whole")
+    played = {
+        name: list((tmp_path / f"runs/{name}/steps/round-001").glob("wave-*/microbatches/*"))
+        for name in ("alone", "behind")
+    }
+    assert played["alone"] and not played["behind"]
+    assert anchors.stat().st_mtime_ns == touched
+    assert [one.name for one in (behind.paths.run / "anchors").glob("*")] == [anchors.name]
+    assert not adopt(behind, whole), "a begun run stays as it is"
+    # What plays otherwise takes over no more than measurements of the same base.
+    other = opened("other", "no-select")
+    assert not adopt(other, whole) and not other.paths.live(1).exists()
+    assert list((other.paths.run / "columns").glob("*.json"))
 
 
 def test_two_arms_of_the_real_flow(

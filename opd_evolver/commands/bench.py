@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from opd_evolver import lineage
 from opd_evolver.commands.display import Watch
 from opd_evolver.commands.run import interrupted, to_its_end
 from opd_evolver.console import result, say
@@ -76,7 +77,8 @@ def _ablations(given: argparse.Namespace) -> int:
     found: dict[str, list[Any]] = {name: [] for name in wanted}
     for number in range(given.seeds):
         for name in wanted:
-            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides)
+            whole = found[arms.WHOLE][number].lineage if name != arms.WHOLE else None
+            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
             say(f"{run.lineage}: measuring")
             found[name].append(collect(run, novel=False))
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
@@ -91,8 +93,10 @@ def _ablations(given: argparse.Namespace) -> int:
     return 0
 
 
-def _carried_out(given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any]) -> Run:
-    """The finished run of a seed."""
+def _carried_out(
+    given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any], whole: str | None = None
+) -> Run:
+    """The finished run of a seed; what it would make as the run `whole` did is taken from there."""
     seed = given.first_seed + number
     overrides: dict[str, Any] = {**parse_set(given.pairs), **arm, "seed": seed}
     if given.policy:
@@ -100,6 +104,11 @@ def _carried_out(given: argparse.Namespace, number: int, name: str, arm: Mapping
     name = f"{name}-s{seed}"
     run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
     if not run.is_complete():
+        if whole is not None:
+            from opd_evolver.steps.adopt import adopt
+
+            if adopt(run, lineage.open_run(run.root, whole)):
+                say(f"{run.lineage}: goes on behind the fast loop of {whole}")
 
         def carry_out(watch: Watch) -> None:
             watch.say(f"seed {seed}: run `{name}`")

@@ -34,6 +34,8 @@ from opd_evolver.records import (
     Record,
     Task,
     TipContent,
+    canonical_json,
+    digest_of,
     uuid5_of,
 )
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
@@ -41,6 +43,7 @@ from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 from opd_evolver.slow.examples import generator, seed_of, write_lines
 
 ANCHORS = "anchors.jsonl"
+_LATER = ("slow", "attribution", "contracts", "benchmark", "gate")
 Kind = Literal["read", "override", "bare"]
 # Anchors are taken from these, so many parts of each. Following the newer of two entries is what is forgotten first,
 # and exploring where nothing is known what costs most (docs/decisions.md), so they have two parts. `bare` episodes have
@@ -159,6 +162,12 @@ def build(policy: Policy, load: Callable[[str], Environment], params: Params) ->
             played[kind, acts] = _play(kind, policy, load, params, acting[kind] if acts else settings, wanted)
         anchors += _of(kind, ability, played[kind, acts])[: each * parts + (number < rest)]
     return anchors
+
+
+def key(base_digest: str, params: Params) -> str:
+    """Names the anchors of a base policy: of the parameters, those of later steps play no part in them."""
+    kept = {name: part for name, part in params.science().items() if name not in _LATER}
+    return digest_of([base_digest, canonical_json(kept), str(params.slow.anchor_examples)])[:16]
 
 
 def write(policy: Policy, load: Callable[[str], Environment], params: Params, path: Path) -> str:

@@ -19,10 +19,10 @@ from opd_evolver.memory import confirm
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import flat
-from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.records import canonical_json
 from opd_evolver.settings import load_settings
+from opd_evolver.slow import anchor, leakage, views
 from opd_evolver.slow import examples as example_sets
-from opd_evolver.slow import leakage, views
 from opd_evolver.step import Job, StepResult, result
 from opd_evolver.steps import resources
 from opd_evolver.steps.progress import report_job
@@ -130,5 +130,5 @@ def distil(job: Job, out: Path) -> StepResult:
 
 def _anchors(job: Job) -> Path:
     """Where the base policy's rehearsal episodes lie: played in the first round, the same for all."""
-    key = digest_of([job.input_digests["base"], job.typed_params().digest()])[:16]
+    key = anchor.key(job.input_digests["base"], job.typed_params())
     return RunPaths(Path(job.root), job.lineage).run / "anchors" / f"{key}.jsonl"
