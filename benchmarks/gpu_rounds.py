@@ -21,16 +21,19 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real_models import ROOT, checkpoints, driver, opd
+from opd_evolver.durable import write_text
 
 PROJECT = ("flows", "params.yaml", "prefect.yaml")
 SMALL: dict[str, Any] = {
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     parser.add_argument("--kinds", default="try,own,scripted")
     parser.add_argument("--one-by-one", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the figures here: `opd bench rounds` shows docs/gpu.json")
     asked = parser.parse_args()
     os.environ["OPD_DEVICE"] = asked.device
     kinds = asked.kinds.split(",")
@@ -146,7 +150,11 @@ def main() -> None:
             }
             for one in as_completed(begun):
                 _tell(begun[one], found[begun[one]], one.result())
-    _table(found, asked.device)
+    where = _table(found, asked.device)
+    if asked.out is not None:
+        command = f"python -m benchmarks.gpu_rounds {shlex.join(sys.argv[1:])}"
+        tree = {"schema_version": 1, "command": command, "date": date.today().isoformat(), "machine": where}
+        write_text(asked.out, json.dumps({**tree, "figures": found}, indent=1) + "\n")
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {"try": tried, "own": own, "scripted": scripted}
@@ -168,14 +176,17 @@ def _tell(size: str, known: dict[str, Any], more: dict[str, Any]) -> None:
     print(size, json.dumps(more), file=sys.stderr, flush=True)
 
 
-def _table(found: dict[str, dict[str, Any]], device: str) -> None:
+def _table(found: dict[str, dict[str, Any]], device: str) -> str:
+    """Print the figures; returns what they were measured on."""
     import torch
 
     where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
-    print(f"{where}, {os.cpu_count()} cores, torch {torch.__version__}\n")
+    where = f"{where}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{where}\n")
     print("| | " + " | ".join(found) + " |\n" + "|---" * (1 + len(found)) + "|")
     for name in dict.fromkeys(name for one in found.values() for name in one):
         print(f"| {name} | " + " | ".join(_cell(one.get(name, "")) for one in found.values()) + " |")
+    return where
 
 
 def _cell(value: Any) -> str:

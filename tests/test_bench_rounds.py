@@ -79,6 +79,18 @@ def test_what_was_forgotten_is_said() -> None:
     )
 
 
+def test_figures_of_real_sizes_stand_on_the_page_where_they_were_measured() -> None:
+    found = results([seed(0, {"sql": 5, "apps": 5})], samples=50)
+    told = json.loads((Path(__file__).parents[1] / "docs/gpu.json").read_text(encoding="utf-8"))
+    with_sizes, without = (
+        page(found, title="T", command="c", machine={}, curves="x.svg", sizes=sizes) for sizes in (told, None)
+    )
+    shown = [line for line in with_sizes.splitlines() if line.startswith("| own: fast loop, tokens/s")]
+    wanted = [str(each.get("own: fast loop, tokens/s", "")) for each in told["figures"].values()]
+    assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in shown] == [wanted]
+    assert with_sizes.startswith(without) and "GPU" not in without
+
+
 def test_two_seeds_of_the_real_flow(
     children: driver.Children, tmp_path: Path, opd: Opd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,15 @@ from opd_evolver.benchmark.rows import SIDES, Written
 from opd_evolver.benchmark.statistics import Estimate
 
 
-def page(found: Results, *, title: str, command: str, machine: Mapping[str, str], curves: str) -> str:
+def page(
+    found: Results,
+    *,
+    title: str,
+    command: str,
+    machine: Mapping[str, str],
+    curves: str,
+    sizes: Mapping[str, Any] | None = None,
+) -> str:
     """The whole page in Markdown.
 
     Args:
@@ -23,6 +31,7 @@ def page(found: Results, *, title: str, command: str, machine: Mapping[str, str]
         command: what reproduces it.
         machine: what it ran on, by name.
         curves: file name of the picture.
+        sizes: what `benchmarks.gpu_rounds --out` wrote, where it was run.
     """
     first = found.means["base_alone"]
     lines = [
@@ -58,8 +67,32 @@ def page(found: Results, *, title: str, command: str, machine: Mapping[str, str]
         "|---|---|---|---|---|---|---|",
         *(_run(one) for one in found.seeds),
         "",
+        *(_sizes(sizes) if sizes else ()),
     ]
     return "\n".join(lines)
+
+
+def _sizes(told: Mapping[str, Any]) -> list[str]:
+    """Speed and memory of models of real sizes: columns of figures by name."""
+    figures: Mapping[str, Mapping[str, Any]] = told["figures"]
+    names = dict.fromkeys(name for each in figures.values() for name in each)
+    return [
+        "## Real sizes on a GPU",
+        "",
+        f"    {told['command']}",
+        "",
+        f"Random weights in the shapes of real models: speed and memory, nothing about success. {told['date']}, "
+        f"{told['machine']}.",
+        "",
+        _row(["", *figures]),
+        _row(["---"] * (1 + len(figures))),
+        *(_row([name, *(_figure(each.get(name)) for each in figures.values())]) for name in names),
+        "",
+    ]
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def table(found: Results) -> str:

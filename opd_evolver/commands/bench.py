@@ -16,7 +16,7 @@ from opd_evolver import lineage
 from opd_evolver.commands.display import Watch
 from opd_evolver.commands.run import interrupted, to_its_end
 from opd_evolver.console import result, say
-from opd_evolver.durable import write_text
+from opd_evolver.durable import read_json, write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.params import nearest, parse_set
@@ -129,6 +129,7 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
         command=_command(given, "rounds"),
         machine=_machine(),
         curves=out.with_suffix(".svg").name,
+        sizes=read_json(sizes) if (sizes := out.with_name("gpu.json")).exists() else None,
     )
     write_text(files[0], text)
     write_text(files[1], results_page.table(pooled))
