@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import GenerationRequest, Message, Prompt, Sampling, Segment
 from opd_evolver.seed import act_data
-from opd_evolver.seed.__main__ import main
+from opd_evolver.seed.__main__ import card, main
 from opd_evolver.seed.data import batch
 from opd_evolver.seed.muon import Muon, orthogonal
 from opd_evolver.seed.settings import SeedSettings, rate_factor
@@ -189,6 +190,8 @@ def test_the_command_saves_a_policy_that_is_served_as_any_other(
         path.name for path in out.iterdir()
     }
     assert not list(tmp_path.glob("*.pt")), "the state goes once the weights are saved"
+    told = (out / "README.md").read_text(encoding="utf-8")
+    assert "with seed 0" in told and "on cpu" in told and "opd evaluate FOLDER" in told
     policy = LocalPolicy.load(out)
     asked = Prompt(
         ability="act", messages=(Message(role="user", segments=(Segment(text="act task zora count late"),)),)
@@ -212,6 +215,14 @@ def test_only_in_the_polish_may_a_fact_of_round_one_hold() -> None:
         return {words[2] for words in replies if words[2].startswith("r")}
 
     assert "r1" in recited(1) and "r1" not in recited(2) and "r2" in recited(2)
+
+
+def test_only_the_shipped_policys_card_bears_its_measures() -> None:
+    settings = SeedSettings().model_dump(mode="json")
+    shipped = resources.files("opd_evolver").joinpath("assets/seed-policy/README.md").read_text(encoding="utf-8")
+    assert card({"settings": settings, "device": "cpu"}) == shipped
+    for other in ({"settings": {**settings, "seed": 1}, "device": "cpu"}, {"settings": settings, "device": "a GPU"}):
+        assert "0.996" not in card(other) and "Knows" in card(other)
 
 
 # ── the committed policy ──────────────────────────────────────────────────────────────────────

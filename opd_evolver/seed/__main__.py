@@ -15,6 +15,12 @@ from opd_evolver.records import LEVELS
 from opd_evolver.seed.settings import SeedSettings
 
 CARD = Path(__file__).with_name("card.md")
+# Paragraphs of the card that hold for the shipped policy alone, and what others say there.
+ELSE = {
+    "**Made by**": "**Made by** `python -m opd_evolver.seed` from scratch, with seed {seed} and what else\n"
+    "`training.json` beside this card says, on {device}, without any download.",
+    "**Measures**": "**Measures**: none were taken by the training; `opd evaluate FOLDER` takes them.\n",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +56,20 @@ def save(model: Any, tokenizer: Any, folder: Path, training: dict[str, Any] | No
         (temporary / "model.safetensors").chmod(0o644)
         if training is not None:
             write_text(temporary / "training.json", json.dumps(training, indent=1) + "\n")
-            write_text(temporary / "README.md", CARD.read_text(encoding="utf-8"))
+            write_text(temporary / "README.md", card(training))
+
+
+def card(training: dict[str, Any]) -> str:
+    """The model card of a training; the shipped policy's measures stand on its own card only."""
+    settings, device = training["settings"], training["device"]
+    text = CARD.read_text(encoding="utf-8")
+    if settings == SeedSettings().model_dump(mode="json") and device == "cpu":
+        return text
+    paragraphs = text.split("\n\n")
+    for begin, other in ELSE.items():
+        (place,) = [n for n, one in enumerate(paragraphs) if one.startswith(begin)]
+        paragraphs[place] = other.format(seed=settings["seed"], device=device)
+    return "\n\n".join(paragraphs)
 
 
 def _record(settings: SeedSettings, trained: Any, device: str) -> dict[str, Any]:
