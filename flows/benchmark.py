@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.placement import run_step
+from flows.placement import run_step, run_steps
 from opd_evolver import lineage
 from opd_evolver.steps import plan, progress
 
@@ -17,6 +17,8 @@ def benchmark(root: str, lineage_name: str, round_: int, memory_digest: str = ""
     run = lineage.Run(Path(root), lineage.read_identity(Path(root), lineage_name))
     placement = run.params.flows.placement
     progress.report(run, round_, "benchmark", 0, 1)
+    if placement == "pool" and run.params.flows.shards > 1:
+        run_steps(plan.benchmark_part_jobs(run, round_, memory_digest, policy_digest), placement)
     measured = run_step(plan.benchmark_job(run, round_, memory_digest, policy_digest), placement)
     if round_ > 0:
         run_step(plan.gate_job(run, round_, measured.digests["benchmark"]), placement)

@@ -1,10 +1,14 @@
-"""Where a step runs: in this process, in a child that frees the GPU when it ends, or as a deployment of its own."""
+"""Where a step runs: in this process, in one that stays, in a child that frees the GPU when it ends, or deployed."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from prefect import task
@@ -18,6 +22,44 @@ from opd_evolver.records import canonical_json
 
 def run_inline(job: step.Job) -> step.StepResult:
     return step.run(job)
+
+
+_pools: dict[int, ProcessPoolExecutor] = {}
+_opening = threading.Lock()
+
+
+def _pool(n: int) -> ProcessPoolExecutor:
+    """`n` processes that keep their policies and engines open; they end with this one."""
+    with _opening:
+        if n not in _pools:
+            waiting = {**processes.me(), "place": processes.place()}
+            _pools[n] = ProcessPoolExecutor(
+                n, multiprocessing.get_context("spawn"), initializer=processes.serve, initargs=(waiting,)
+            )
+        return _pools[n]
+
+
+def run_pool(job: step.Job) -> step.StepResult:
+    """One of `flows.shards` processes; beside other steps, since one alone runs as well in this one.
+
+    Raises:
+        OutageError: a process was killed; the next try has new ones.
+    """
+    if (done := step.finished(job)) is not None:
+        return done
+    n = job.typed_params().flows.shards
+    pool = _pool(n)
+    try:
+        return pool.submit(step.run, job).result()
+    except BrokenProcessPool as error:
+        with _opening:
+            if _pools.get(n) is pool:
+                del _pools[n]
+        raise OutageError(
+            f"a process that ran {job.step} of round {job.round} was killed",
+            f"{n} processes that live; each needs as much memory as one run",
+            f"free memory, or set flows.shards lower; then opd resume {job.lineage.partition('~')[0]}",
+        ) from error
 
 
 def run_subprocess(job: step.Job) -> step.StepResult:
@@ -67,7 +109,7 @@ def run_deployment(job: step.Job) -> step.StepResult:
     )
 
 
-PLACES = {"inline": run_inline, "subprocess": run_subprocess, "deployment": run_deployment}
+PLACES = {"inline": run_inline, "pool": run_pool, "subprocess": run_subprocess, "deployment": run_deployment}
 
 
 def _is_outage(_task: object, _run: object, state: object) -> bool:
@@ -98,6 +140,7 @@ def run_steps(jobs: list[step.Job], placement: str) -> list[step.StepResult]:
 
 
 def run_step(job: step.Job, placement: str) -> step.StepResult:
+    placement = "inline" if placement == "pool" else placement  # alone it gains nothing elsewhere
     return step.StepResult.model_validate_json(place(canonical_json(job), _label(job), placement))
 
 

@@ -89,6 +89,15 @@ def end_without(waiting: Mapping[str, Any] | None) -> None:
     threading.Thread(target=look, name="end-without", daemon=True).start()
 
 
+def serve(waiting: Mapping[str, Any]) -> None:
+    """Begin a process of a pool: Ctrl-C is for the one that waits, and this one ends with it.
+
+    Not by `die_with_parent`: the kernel means the thread that started it, which may end earlier.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_without(waiting)
+
+
 def share_cores() -> None:
     """Let threads that wait for each other sleep; call before torch is loaded, children inherit it.
 

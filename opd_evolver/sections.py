@@ -190,7 +190,13 @@ class ContractParams(Section):
 
 
 class FlowParams(Section):
-    """Where and how wide things run. Changes no result, hence enters no key."""
+    """Where and how wide things run. Changes no result, hence enters no key.
 
-    placement: Literal["inline", "subprocess", "deployment"] = "inline"
+    Attributes:
+        placement: in the flow's process; in one of their own for each step; as deployments; or, what can be done
+            at the same time, in as many processes as shards, which stay.
+        shards: of a wave.
+    """
+
+    placement: Literal["inline", "pool", "subprocess", "deployment"] = "inline"
     shards: int = Field(1, gt=0)

@@ -34,6 +34,7 @@ STEPS: dict[str, str] = {
     "examples": "opd_evolver.steps.slow:examples",
     "contracts": "opd_evolver.steps.slow:contracts",
     "distil": "opd_evolver.steps.slow:distil",
+    "benchmark_part": "opd_evolver.steps.benchmark:part",
     "benchmark": "opd_evolver.steps.benchmark:benchmark",
     "gate": "opd_evolver.steps.benchmark:gate",
 }

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import driver
+import psutil
 import pytest
 
-from opd_evolver import step
+from flows import placement
+from opd_evolver import lineage, step
+from opd_evolver.benchmark import measure
+from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.records import canonical_json
+from opd_evolver.steps import benchmark as steps_benchmark
+from opd_evolver.steps import plan, resources
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -39,15 +46,80 @@ def inline(children: driver.Children, tmp_path_factory: pytest.TempPathFactory) 
     return Inline(folder / "run", overrides, found)
 
 
-@pytest.mark.parametrize("placement, shards", [("inline", 2), ("inline", 3), ("subprocess", 2)])
+@pytest.mark.parametrize("where, shards", [("inline", 2), ("inline", 3), ("subprocess", 2), ("pool", 2)])
 def test_placement_and_shards_change_no_digest(
-    children: driver.Children, inline: Inline, tmp_path: Path, placement: str, shards: int
+    children: driver.Children, inline: Inline, tmp_path: Path, where: str, shards: int
 ) -> None:
-    overrides = {**inline.overrides, "flows.placement": placement, "flows.shards": shards}
+    overrides = {**inline.overrides, "flows.placement": where, "flows.shards": shards}
     assert children.run(tmp_path, "m", overrides) == 0, driver.said(tmp_path)
     played = sorted(path.parent.name for path in (tmp_path / "runs/m/steps").glob("*/wave-00/shard-*/result.json"))
     assert played == [f"shard-{shard}-of-{shards}" for shard in range(shards)]
     assert driver.digests(tmp_path, "m") == inline.digests
+    ahead = {path.parent.name for path in (tmp_path / "runs/m/steps").glob("*/benchmark-parts/*/result.json")}
+    assert ahead == ({one.replace(" ", "-") for one in plan.ROUND_PARTS} if where == "pool" else set())
+
+
+def test_what_is_measured_ahead_is_all_that_a_benchmark_measures(inline: Inline, tmp_path: Path) -> None:
+    """Once its parts lie in the store, the benchmark opens no policy."""
+    root = tmp_path / "run"
+    shutil.copytree(inline.root, root)
+    shutil.rmtree(root / "runs/m/columns")
+    run = lineage.open_run(root, "m")
+    for round_, names in ((0, plan.BASE_PARTS), (1, plan.ROUND_PARTS)):
+        digests = [inline.digests[1][name] for name in ("entries", "ledger", "weights")] if round_ else ["", "", ""]
+        memory, weights = "".join(digests[:2]), digests[2]
+        jobs = plan.benchmark_part_jobs(run, round_, memory, weights)
+        with steps_benchmark._bench(jobs[0]) as (bench, base, new, champion):
+            assert set(measure.parts(bench, base, new, champion)) == {*names}
+        for job in jobs:
+            step.run(job)
+        shutil.rmtree(run.paths.step(round_, "benchmark"))
+        job = plan.benchmark_job(run, round_, memory, weights)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resources, "policy", lambda *_: pytest.fail("measured again"))
+            measured = step.run(job).digests["benchmark"]
+        before = json.loads((inline.root / f"runs/m/steps/round-{round_:03d}/benchmark/result.json").read_text())
+        assert measured == before["digests"]["benchmark"]
+
+
+def test_a_killed_process_of_the_pool_is_an_outage_and_the_next_try_has_new_ones(
+    inline: Inline, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(inline.root, root)
+    out = Path("runs/m/steps/round-001/gate")
+    job = step.load_job(root / out / "job.json").model_copy(update={"root": str(root)})
+    shutil.rmtree(root / out)
+    n = job.typed_params().flows.shards
+    pid = placement._pool(n).submit(os.getpid).result()
+    os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=30)
+    with pytest.raises(OutageError, match=r"was killed.*opd resume m"):
+        placement.run_pool(job)
+    assert placement.run_pool(job).step == "gate"
+    assert placement.run_pool(job) == step.finished(job)
+    missing = job.model_copy(update={"step": "gaet"})
+    with pytest.raises(SetupError, match="gate"):
+        placement.run_pool(missing)
+
+
+POOL = """
+import os, sys, time
+from flows import placement
+pool = placement._pool(2)
+print(*{one.result() for one in [pool.submit(os.getpid), pool.submit(os.getpid)]}, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_pool_ends_with_the_process_that_waits_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", POOL], cwd=driver.PROJECT, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in one.stdout.readline().split()]
+        one.kill()
+    assert workers
+    _, left = psutil.wait_procs(workers, timeout=60)
+    assert not left, "a process of the pool outlived the run"
 
 
 def test_streaming_runs_beside_the_default_waves(children: driver.Children, inline: Inline, tmp_path: Path) -> None:

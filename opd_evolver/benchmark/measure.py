@@ -9,7 +9,7 @@ memory (how much memory alone gives) are ours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -36,6 +36,7 @@ from opd_evolver.records import SCHEMA_VERSION, Record, Split, Task, canonical_j
 from opd_evolver.rollout.runner import EnvironmentPool
 
 AnyColumn = FrozenColumn | StreamingColumn
+Part = Callable[[], object]
 RETENTION = "memory_use"
 
 
@@ -210,6 +211,39 @@ def measure_round(bench: Benchmark, base: PolicySource, new: Contestant, champio
         written=written,
         tokens=_tokens(alone) + _tokens(together),
     )
+
+
+def parts(bench: Benchmark, base: PolicySource, new: Contestant | None, champion: Contestant) -> dict[str, Part]:
+    """What a benchmark measures one after the other, by name: any part may be measured ahead, elsewhere.
+
+    It lies in the store then, where `measure_base` and `measure_round` find it.
+
+    Args:
+        bench: its store is shared.
+        base, champion: as in `measure_round`.
+        new: None in round 0, which has the base alone.
+    """
+
+    def column(who: Contestant, split: Split, *, with_memory: bool = True) -> Part:
+        asked = bench.params.benchmark
+        n = asked.test_tasks_per_domain if split == "deploy-test" else asked.val_tasks_per_domain
+        return lambda: bench.column(who, bench.tasks(split, n), with_memory=with_memory)
+
+    who = new or Contestant(base, None)
+    found = {
+        "alone": column(who, "deploy-test", with_memory=False),
+        "retention": lambda: bench.retention(who.policy, "novel-test", "deploy-test"),
+    }
+    if new is None:
+        return found
+    return found | {
+        "with memory": column(new, "deploy-test"),
+        "base with memory": column(Contestant(base, new.memory), "deploy-test"),
+        "validation": column(new, "deploy-val"),
+        "validation of the champion": column(champion, "deploy-val"),
+        "retention for the gate": lambda: bench.retention(new.policy, "novel-val", "deploy-val"),
+        "retention of the champion": lambda: bench.retention(champion.policy, "novel-val", "deploy-val"),
+    }
 
 
 def _columns(bench: Benchmark, alone: AnyColumn, together: AnyColumn | None, retention: ProbeReport | None) -> Columns:

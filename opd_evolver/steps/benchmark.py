@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from opd_evolver.benchmark.columns import PolicySource, ResultStore
 from opd_evolver.benchmark.gate import decide
-from opd_evolver.benchmark.measure import Benchmark, Contestant, RoundMeasurement, measure_base, measure_round
+from opd_evolver.benchmark.measure import Benchmark, Contestant, RoundMeasurement, measure_base, measure_round, parts
 from opd_evolver.benchmark.protocols import MemorySource
 from opd_evolver.durable import write_text
 from opd_evolver.environments import registry
@@ -28,17 +30,29 @@ def _memory(job: Job, name: str) -> MemorySource | None:
     return MemorySource(job.path(name), job.input_digests[name], tuple(job.options.get("reembeds", ())))
 
 
+@contextmanager
+def _bench(job: Job) -> Iterator[tuple[Benchmark, PolicySource, Contestant | None, Contestant]]:
+    """What measures, the base policy, the round's contestant (none in round 0), the champion."""
+    params, base = job.typed_params(), _policy(job, "base")
+    new, champion = None, Contestant(base, None)
+    if job.round > 0:
+        new = Contestant(_policy(job, "policy"), _memory(job, "memory"))
+        champion = Contestant(_policy(job, "champion_policy"), _memory(job, "champion_memory"))
+    with EnvironmentPool(registry.loader(params.environments)) as pool:
+        yield Benchmark(params, pool, ResultStore(job.path("columns"))), base, new, champion
+
+
+def part(job: Job, out: Path) -> StepResult:
+    """One part of what `benchmark` measures, ahead of it: it lies in the store of columns then."""
+    with _bench(job) as (bench, base, new, champion):
+        parts(bench, base, new, champion)[job.options["part"]]()
+    return result(job)
+
+
 def benchmark(job: Job, out: Path) -> StepResult:
     """Round 0: the base alone. Later: all columns on the test splits; new against champion on the validation ones."""
-    params = job.typed_params()
-    with EnvironmentPool(registry.loader(params.environments)) as pool:
-        bench = Benchmark(params, pool, ResultStore(job.path("columns")))
-        if job.round == 0:
-            measured = measure_base(bench, _policy(job, "base"))
-        else:
-            new = Contestant(_policy(job, "policy"), _memory(job, "memory"))
-            champion = Contestant(_policy(job, "champion_policy"), _memory(job, "champion_memory"))
-            measured = measure_round(bench, _policy(job, "base"), new, champion)
+    with _bench(job) as (bench, base, new, champion):
+        measured = measure_base(bench, base) if new is None else measure_round(bench, base, new, champion)
     write_text(out / MEASUREMENT, canonical_json(measured) + "\n")
     return result(job, digests={"benchmark": measured.digest()}, metrics={"tokens": measured.tokens})
 

@@ -23,6 +23,18 @@ class Champion(Record):
 
 
 EMPTY = "empty"
+# Names of what `benchmark/measure.py` measures apart, here by the time they take.
+BASE_PARTS = ("retention", "alone")
+ROUND_PARTS = (
+    "retention",
+    "with memory",
+    "alone",
+    "base with memory",
+    "retention for the gate",
+    "retention of the champion",
+    "validation",
+    "validation of the champion",
+)
 
 
 def base_policy(run: Run) -> tuple[str, str]:
@@ -209,6 +221,21 @@ def benchmark_job(run: Run, round_: int, memory_digest: str, policy_digest: str)
             inputs["champion_memory"] = champ.memory
     options = _reembeds(run) if round_ > 0 else {}
     return _job(run, "benchmark", round_, "benchmark", inputs=inputs, input_digests=digests, options=options)
+
+
+def benchmark_part_jobs(run: Run, round_: int, memory_digest: str, policy_digest: str) -> list[Job]:
+    """The parts of a round's benchmark, those that take longest first: for processes that share them."""
+    whole = benchmark_job(run, round_, memory_digest, policy_digest)
+    return [
+        whole.model_copy(
+            update={
+                "step": "benchmark_part",
+                "out": f"{whole.out}-parts/{part.replace(' ', '-')}",
+                "options": {**whole.options, "part": part},
+            }
+        )
+        for part in (ROUND_PARTS if round_ > 0 else BASE_PARTS)
+    ]
 
 
 def gate_job(run: Run, round_: int, benchmark_digest: str) -> Job:
