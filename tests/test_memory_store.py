@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,6 +195,8 @@ def test_readers_see_whole_commits_only(tmp_path: Path) -> None:
             try:
                 read()
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         readers.append(pid)
@@ -223,6 +226,31 @@ def test_a_reader_refuses_an_index_that_is_behind(tmp_path: Path, monkeypatch: p
     in_child(commit)
     with pytest.raises(SetupError, match="opd resume"):
         Memory.open(tmp_path, read_only=True)
+
+
+def test_a_reader_waits_for_a_commit_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 1)
+    begun, upsert = tmp_path / "begun", EmbeddedIndex.upsert
+
+    def slow(*arguments: object, **more: object) -> object:
+        begun.touch()
+        time.sleep(1.0)
+        return upsert(*arguments, **more)  # type: ignore[arg-type]
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr(EmbeddedIndex, "upsert", slow)
+            with Memory.open(tmp_path) as memory:
+                memory.commit(wave(1))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    while not begun.exists():
+        time.sleep(0.01)
+    with Memory.open(tmp_path, read_only=True) as reader:
+        assert len(reader.entries()) == 8
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 # ── retrieval ─────────────────────────────────────────────────────────────────────────────────

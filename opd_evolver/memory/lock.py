@@ -15,6 +15,14 @@ from opd_evolver.errors import SetupError
 from opd_evolver.processes import alive, me
 from opd_evolver.records import canonical_json
 
+LOCK = "lock"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a live process writes to the ledger in `folder`; it may begin or end at any time."""
+    owner = _read(folder / LOCK)
+    return owner is not None and _is_alive(owner)
+
 
 class LedgerLock:
     """Held from construction until `release`.
@@ -27,12 +35,12 @@ class LedgerLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "lock"
+        self.path = folder / LOCK
         self._guard_path = folder / ".lock-guard"
         mine = canonical_json({**me(), "host": socket.gethostname(), "key": os.urandom(8).hex()})
         with durable.explained(self.path), self._guarded():
-            owner = self._read()
-            if owner is not None and self._is_alive(owner):
+            owner = _read(self.path)
+            if owner is not None and _is_alive(owner):
                 raise SetupError(
                     f"ledger {folder} is being written by process {owner.get('pid')} on {owner.get('host')}",
                     "one committer",
@@ -48,23 +56,24 @@ class LedgerLock:
             fcntl.flock(guard, fcntl.LOCK_EX)
             yield
 
-    def _read(self) -> dict[str, object] | None:
-        try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return owner if isinstance(owner, dict) else None
-
-    @staticmethod
-    def _is_alive(owner: dict[str, object]) -> bool:
-        if owner.get("host") != socket.gethostname():
-            return True
-        pid, started = owner.get("pid"), owner.get("started")
-        return isinstance(pid, int) and isinstance(started, (int, float)) and alive(pid, float(started))
-
     def release(self) -> None:
         """Gives the lock back, if it is still this one's."""
         if self._guard_path.exists():
             with self._guarded():
                 if self.path.exists() and self.path.read_text(encoding="utf-8") == self._mine:
                     self.path.unlink()
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _is_alive(owner: dict[str, object]) -> bool:
+    if owner.get("host") != socket.gethostname():
+        return True
+    pid, started = owner.get("pid"), owner.get("started")
+    return isinstance(pid, int) and isinstance(started, (int, float)) and alive(pid, float(started))

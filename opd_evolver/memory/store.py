@@ -6,6 +6,7 @@ unapplied is replayed at the next open. Paper: fast loop steps 1 (read) and 5 (r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Self
 
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.ledger import Ledger, fold_all
+from opd_evolver.memory.lock import is_held
 from opd_evolver.memory.replay import LedgerIndex, digest_entries, entry_of, replay
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, fold, touched
 from opd_evolver.memory.stores import clear, open_index
@@ -28,6 +30,8 @@ from opd_evolver.records import (
 __all__ = ["LedgerSegment", "Memory", "entry_of", "reindex"]
 
 LEDGER_FOLDER = "ledger"
+# So long a reader waits for a commit that is under way between ledger and index.
+COMMIT_SECONDS = 30.0
 
 
 class Memory:
@@ -74,13 +78,19 @@ class Memory:
                 self.index.clear()
             replay(self.ledger, self.index)
             return
-        behind = {key.name for key in self.ledger.segment_keys()} - set(self.index.applied())
-        if behind:
-            raise SetupError(
-                f"the index of {self.ledger.folder} lacks {min(behind)}",
-                "an index in step with its ledger",
-                "`opd resume`",
-            )
+        wanted, end = {key.name for key in self.ledger.segment_keys()}, time.monotonic() + COMMIT_SECONDS
+        while True:
+            held = is_held(self.ledger.folder)  # before the look, lest a commit end in between
+            behind = wanted - set(self.index.applied())
+            if not behind:
+                return
+            if not held or time.monotonic() > end:
+                raise SetupError(
+                    f"the index of {self.ledger.folder} lacks {min(behind)}",
+                    "an index in step with its ledger",
+                    "`opd resume`",
+                )
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Closes the index and gives the ledger's lock back."""
