@@ -83,6 +83,7 @@ class StepResult(Record):
     Attributes:
         digests, metrics: what it made.
         seconds: how long it took.
+        ended: when, seconds since the epoch; 0 where it was not noted yet.
         peak_bytes: most memory that its process ever held.
         peak_device_bytes: the same of the accelerator, where it used one.
     """
@@ -93,6 +94,7 @@ class StepResult(Record):
     digests: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
+    ended: float = 0.0
     peak_bytes: int = 0
     peak_device_bytes: int = 0
 
@@ -142,7 +144,8 @@ def run(job: Job) -> StepResult:
         done = function(job, out)
     here, on_device = peak_bytes()
     seconds = round(time.perf_counter() - began, 3)
-    done = done.model_copy(update={"seconds": seconds, "peak_bytes": here, "peak_device_bytes": on_device})
+    peaks = {"peak_bytes": here, "peak_device_bytes": on_device}
+    done = done.model_copy(update={"seconds": seconds, "ended": round(time.time(), 3), **peaks})
     write_text(out / "result.json", canonical_json(done) + "\n")
     return done
 

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,86 +170,6 @@ def test_an_index_ahead_of_its_ledger_is_not_trusted(tmp_path: Path) -> None:
         Memory.open(tmp_path)
     Memory.open(tmp_path / "other").close()  # and the lock was given back
     assert not (tmp_path / "ledger" / "lock").exists()
-
-
-# ── several processes ─────────────────────────────────────────────────────────────────────────
-
-
-def test_readers_see_whole_commits_only(tmp_path: Path) -> None:
-    fill(tmp_path, 1)
-
-    def read() -> None:
-        memory = Memory.open(tmp_path, read_only=True)
-        last = 0
-        while last < 4 * 12:
-            found = len(memory.entries())
-            assert found % 4 == 0 and found >= last, found
-            memory.retrieve("zora key1x1", "sql", "zora")
-            last = found
-
-    readers = []
-    for _ in range(2):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                read()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        readers.append(pid)
-    with Memory.open(tmp_path) as memory:
-        for number in range(1, 12):
-            memory.commit(wave(number))
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in readers] == [0, 0]
-
-
-def test_a_reader_neither_locks_nor_writes(tmp_path: Path) -> None:
-    fill(tmp_path, 1)
-    with Memory.open(tmp_path, read_only=True) as reader, Memory.open(tmp_path) as writer:
-        writer.commit(wave(1))
-        assert len(reader.entries()) == 8
-        with pytest.raises(SetupError, match="committer"):
-            reader.commit(wave(2))
-
-
-def test_a_reader_refuses_an_index_that_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, 1)
-
-    def commit() -> None:
-        with Memory.open(tmp_path) as memory:
-            monkeypatch.setattr(EmbeddedIndex, "upsert", die)
-            memory.commit(wave(1))
-
-    in_child(commit)
-    with pytest.raises(SetupError, match="opd resume"):
-        Memory.open(tmp_path, read_only=True)
-
-
-def test_a_reader_waits_for_a_commit_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, 1)
-    begun, upsert = tmp_path / "begun", EmbeddedIndex.upsert
-
-    def slow(*arguments: object, **more: object) -> object:
-        begun.touch()
-        time.sleep(1.0)
-        return upsert(*arguments, **more)  # type: ignore[arg-type]
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            monkeypatch.setattr(EmbeddedIndex, "upsert", slow)
-            with Memory.open(tmp_path) as memory:
-                memory.commit(wave(1))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    while not begun.exists():
-        time.sleep(0.01)
-    with Memory.open(tmp_path, read_only=True) as reader:
-        assert len(reader.entries()) == 8
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 # ── retrieval ─────────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from opd_evolver.durable import new_folder, write_bytes, write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.params import Params, merge
 from opd_evolver.records import canonical_json
+from opd_evolver.steps import publish
 
 
 def job(root: Path, **changes: object) -> step.Job:
@@ -118,3 +119,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_bytes(folder / "b", b"2")
     assert os.listdir(target) == ["b"]
     assert os.listdir(tmp_path) == ["snapshot"]
+
+
+def test_time_that_steps_spent_beside_each_other_counts_once() -> None:
+    def step_(ended: float, seconds: float) -> dict[str, float]:
+        return {"ended": ended, "seconds": seconds}
+
+    one, beside, inside, later = step_(110, 10), step_(115, 10), step_(108, 2), step_(130, 5)
+    assert publish.spanned([]) == 0
+    assert publish.spanned([later, beside, one, inside]) == 15 + 5
+    # Results of before, which did not say when they ended.
+    assert publish.spanned([{"seconds": 4.0}, {"seconds": 3.0}, one]) == 17

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ def _done(job: step.Job) -> step.StepResult:
 
 def round_zero(run: Run) -> None:
     """Round 0 is finished when the base policy has been measured."""
-    measured = _done(plan.benchmark_job(run, 0, "", ""))
+    _done(plan.benchmark_job(run, 0, "", ""))
     tree = {
         "schema_version": SCHEMA_VERSION,
         "round": 0,
         "champion": 0,
         "measurement": measurement_of(run, 0).model_dump(mode="json"),
-        "seconds": measured.seconds,
+        "seconds": seconds_of(run, 0),
     }
     write_text(run.paths.summary(0), canonical_json(tree) + "\n")
     _track(run, 0)
@@ -94,9 +95,22 @@ def _remove(live: Path) -> None:
 
 
 def seconds_of(run: Run, round_: int) -> float:
-    """Time spent in the steps of a round, summed."""
-    results = run.paths.step(round_, "").glob("**/result.json")
-    return round(sum(float(json.loads(path.read_text())["seconds"]) for path in results), 1)
+    """Time spent in the steps of a round; where some ran beside each other, that time once."""
+    return round(spanned(json.loads(path.read_text()) for path in run.paths.step(round_, "").glob("**/result.json")), 1)
+
+
+def spanned(results: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that step results cover together. One that does not say when it ended counts whole."""
+    covered, last = 0.0, 0.0
+    for ended, seconds in sorted(
+        ((float(one.get("ended", 0.0)), float(one["seconds"])) for one in results), key=lambda one: one[0] - one[1]
+    ):
+        if not ended:
+            covered += seconds
+            continue
+        covered += max(0.0, ended - max(last, ended - seconds))
+        last = max(last, ended)
+    return covered
 
 
 def _track(run: Run, round_: int) -> None:
