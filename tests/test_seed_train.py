@@ -70,7 +70,7 @@ def test_data_made_ahead_for_a_device_train_the_same_policy(tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(short, tmp_path / "ahead", n_workers=3, save_every=5, on_save=stop, device="cpu:0")
+        train(short, tmp_path / "ahead", n_workers=2, save_every=5, on_save=stop, device="cpu:0")
     ahead = train(short, tmp_path / "ahead", n_workers=1, device="cpu:0")
     assert states == [5] and weights(ahead.model) == weights(whole.model)
 
