@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_models import ROOT, checkpoints, driver, opd
+from opd_evolver.benchmark.results_page import side_by_side
 from opd_evolver.durable import write_text
 
 PROJECT = ("flows", "params.yaml", "prefect.yaml")
@@ -183,14 +184,8 @@ def _table(found: dict[str, dict[str, Any]], device: str) -> str:
     where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
     where = f"{where}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{where}\n")
-    print("| | " + " | ".join(found) + " |\n" + "|---" * (1 + len(found)) + "|")
-    for name in dict.fromkeys(name for one in found.values() for name in one):
-        print(f"| {name} | " + " | ".join(_cell(one.get(name, "")) for one in found.values()) + " |")
+    print("\n".join(side_by_side(found)))
     return where
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,8 @@ def _pool(n: int) -> ProcessPoolExecutor:
     """`n` processes that keep their policies and engines open; they end with this one."""
     with _opening:
         if n not in _pools:
-            waiting = {**processes.me(), "place": processes.place()}
-            _pools[n] = ProcessPoolExecutor(
-                n, multiprocessing.get_context("spawn"), initializer=processes.serve, initargs=(waiting,)
-            )
+            context, waiting = multiprocessing.get_context("spawn"), processes.waiting()
+            _pools[n] = ProcessPoolExecutor(n, context, initializer=processes.serve, initargs=(waiting,))
         return _pools[n]
 
 
@@ -96,8 +94,7 @@ def run_deployment(job: step.Job) -> step.StepResult:
     if (done := step.finished(job)) is not None:
         return done
     path = job.out_path().with_suffix(".job.json")
-    waiting = {**processes.me(), "place": processes.place()}
-    write_text(path, canonical_json({"job": job.model_dump(mode="json"), "waiting": waiting}))
+    write_text(path, canonical_json({"job": job.model_dump(mode="json"), "waiting": processes.waiting()}))
     flow_run = start("step/gpu", parameters={"job_path": str(path)}, as_subflow=True)
     if (done := step.finished(job)) is not None:
         return done

@@ -67,6 +67,11 @@ def place() -> str:
     return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
 
 
+def waiting() -> dict[str, Any]:
+    """This process, for those who work for it: what `end_without` takes."""
+    return {**me(), "place": place()}
+
+
 def end_without(waiting: Mapping[str, Any] | None) -> None:
     """End this process when the one that waits for its work has gone, however it went.
 
@@ -74,7 +79,7 @@ def end_without(waiting: Mapping[str, Any] | None) -> None:
     `die_with_parent`. On another machine nothing happens: pids mean nothing there.
 
     Args:
-        waiting: {pid, started, place} of `me` and `place`; None when nobody waits.
+        waiting: what `waiting` gave; None when nobody waits.
     """
     if waiting is None or waiting["place"] != place():
         return

@@ -17,7 +17,10 @@ import pytest
 from weaviate_server import TestServer, serving
 
 if TYPE_CHECKING:
+    from slow_world import Played
+
     from opd_evolver.params import MemoryParams
+    from opd_evolver.slow.views import Views
 
 # A busy machine is no failure: pytest's own time-out ends what hangs.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -100,6 +103,22 @@ def remote(weaviate: TestServer) -> Iterator[MemoryParams]:
         load_settings.cache_clear()
         yield MemoryParams(store="weaviate")
     load_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A round that a scripted agent has played, for the tests of the slow loop."""
+    from slow_world import play
+
+    return play(tmp_path_factory.mktemp("slow-world"))
+
+
+@pytest.fixture(scope="session")
+def views(world: Played) -> Views:
+    """Its examples."""
+    from opd_evolver.slow.views import build
+
+    return build(world.rows, world.entries, world.attributions, world.local.encode, world.params)
 
 
 @pytest.fixture(scope="session")

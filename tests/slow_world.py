@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +86,3 @@ def play(folder: Path, responder: Responder = spoilt, positions: int = 2048, **o
         run_epoch(memory, plan_epoch(params, 1, {"sql": tasks}), runner, MaintenanceSettings.of(params))
         rows, entries = list(memory.ledger.rows()), memory.entries(live_only=False)
     return Played(params, local, rows, entries, attribute(rows, entries, params.attribution))
-
-
-@cache
-def played(folder: Path) -> Played:
-    """The same for a whole test session."""
-    return play(folder)

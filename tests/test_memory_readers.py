@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-import traceback
 from pathlib import Path
 
 import pytest
-from memory_cases import die, in_child, wave
+from memory_cases import die, in_child, in_children, wave
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.embedded import EmbeddedIndex
@@ -16,7 +14,7 @@ from opd_evolver.memory.store import Memory
 
 
 @pytest.fixture(autouse=True)
-def begun(tmp_path: Path) -> None:
+def filled(tmp_path: Path) -> None:
     """One wave is there."""
     with Memory.open(tmp_path) as memory:
         memory.commit(wave(0))
@@ -32,22 +30,12 @@ def test_readers_see_whole_commits_only(tmp_path: Path) -> None:
             memory.retrieve("zora key1x1", "sql", "zora")
             last = found
 
-    readers = []
-    for _ in range(2):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                read()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        readers.append(pid)
-    with Memory.open(tmp_path) as memory:
-        for number in range(1, 12):
-            memory.commit(wave(number))
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in readers] == [0, 0]
+    def write() -> None:
+        with Memory.open(tmp_path) as memory:
+            for number in range(1, 12):
+                memory.commit(wave(number))
+
+    assert in_children([read, read, write]) == [0, 0, 0]
 
 
 def test_a_reader_neither_locks_nor_writes(tmp_path: Path) -> None:
@@ -77,17 +65,15 @@ def test_a_reader_waits_for_a_commit_that_is_under_way(tmp_path: Path, monkeypat
         time.sleep(1.0)
         return upsert(*arguments, **more)  # type: ignore[arg-type]
 
-    pid = os.fork()
-    if pid == 0:
-        try:
-            monkeypatch.setattr(EmbeddedIndex, "upsert", slow)
-            with Memory.open(tmp_path) as memory:
-                memory.commit(wave(1))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    while not begun.exists():
-        time.sleep(0.01)
-    with Memory.open(tmp_path, read_only=True) as reader:
-        assert len(reader.entries()) == 8
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def write() -> None:
+        monkeypatch.setattr(EmbeddedIndex, "upsert", slow)
+        with Memory.open(tmp_path) as memory:
+            memory.commit(wave(1))
+
+    def read() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        with Memory.open(tmp_path, read_only=True) as reader:
+            assert len(reader.entries()) == 8
+
+    assert in_children([write, read]) == [0, 0]

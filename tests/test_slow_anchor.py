@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rollout_world import Toy, small
-from slow_world import Puppet, agent, played
+from slow_world import Played, Puppet, agent
 
 from opd_evolver.environments import registry
 from opd_evolver.environments.conventions import group_of, syllables
@@ -24,8 +24,8 @@ KINDS: tuple[anchor.Kind, ...] = ("read", "override", "bare")
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> LocalPolicy:
-    return played(tmp_path_factory.getbasetemp() / "slow-world").local
+def local(world: Played) -> LocalPolicy:
+    return world.local
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slow_world import Played, played
+from slow_world import Played
 
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.records import CallRecord, Example
 from opd_evolver.slow import examples as sets
 from opd_evolver.slow.leakage import audit, form_fault, removed_run
-from opd_evolver.slow.views import Outcome, Views, build
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    return played(tmp_path_factory.getbasetemp() / "slow-world")
-
-
-@pytest.fixture(scope="module")
-def views(world: Played) -> Views:
-    return build(world.rows, world.entries, world.attributions, world.local.encode, world.params)
+from opd_evolver.slow.views import Outcome, Views
 
 
 def call_of(world: Played, example: Example) -> CallRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slow_world import Played, play, played
+from slow_world import Played, play
 
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.segment import SegmentKey
@@ -16,16 +16,6 @@ from opd_evolver.slow.batches import Mixture
 from opd_evolver.slow.hindsight import Hindsight, act_hint, helpful, winners, won_turns
 from opd_evolver.slow.leakage import audit, without
 from opd_evolver.slow.views import Views, build
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    return played(tmp_path_factory.getbasetemp() / "slow-world")
-
-
-@pytest.fixture(scope="module")
-def views(world: Played) -> Views:
-    return build(world.rows, world.entries, world.attributions, world.local.encode, world.params)
 
 
 def text(world: Played, ids: tuple[int, ...]) -> str:

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from slow_world import Played, played
+from slow_world import Played
 
 from opd_evolver.errors import SetupError
 from opd_evolver.slow.leakage import audit
 from opd_evolver.slow.views import Views, build
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    return played(tmp_path_factory.getbasetemp() / "slow-world")
-
-
-@pytest.fixture(scope="module")
-def views(world: Played) -> Views:
-    return build(world.rows, world.entries, world.attributions, world.local.encode, world.params)
 
 
 def test_of_earlier_rounds_writing_is_learnt_by_what_it_came_to_since(world: Played, views: Views) -> None:

@@ -74,8 +74,6 @@ def page(
 
 def _sizes(told: Mapping[str, Any]) -> list[str]:
     """Speed and memory of models of real sizes: columns of figures by name."""
-    figures: Mapping[str, Mapping[str, Any]] = told["figures"]
-    names = dict.fromkeys(name for each in figures.values() for name in each)
     return [
         "## Real sizes on a GPU",
         "",
@@ -84,15 +82,23 @@ def _sizes(told: Mapping[str, Any]) -> list[str]:
         f"Random weights in the shapes of real models: speed and memory, nothing about success. {told['date']}, "
         f"{told['machine']}.",
         "",
-        _row(["", *figures]),
-        _row(["---"] * (1 + len(figures))),
-        *(_row([name, *(_figure(each.get(name)) for each in figures.values())]) for name in names),
+        *side_by_side(told["figures"]),
         "",
     ]
 
 
+def side_by_side(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A Markdown table of columns of named figures; a column may lack some."""
+    names = dict.fromkeys(name for each in figures.values() for name in each)
+    return [
+        _row(["", *figures]),
+        _row(["---"] * (1 + len(figures))),
+        *(_row([name, *(_figure(each.get(name, "")) for each in figures.values())]) for name in names),
+    ]
+
+
 def _figure(value: Any) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 def table(found: Results) -> str:

@@ -123,13 +123,14 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
 
     out = Path(given.out)
     files = [out, *(out.with_suffix(suffix) for suffix in (".csv", ".svg", ".json"))]
+    figures = out.with_name("gpu.json")
     text = results_page.page(
         pooled,
         title="Results",
         command=_command(given, "rounds"),
         machine=_machine(),
         curves=out.with_suffix(".svg").name,
-        sizes=read_json(sizes) if (sizes := out.with_name("gpu.json")).exists() else None,
+        sizes=read_json(figures) if figures.exists() else None,
     )
     write_text(files[0], text)
     write_text(files[1], results_page.table(pooled))

@@ -9,8 +9,7 @@ from opd_evolver.durable import write_bytes
 from opd_evolver.lineage import Run
 from opd_evolver.memory import edits
 from opd_evolver.memory.snapshot import restore
-from opd_evolver.policy.weights import resolve, weights_digest
-from opd_evolver.steps import plan, snapshots
+from opd_evolver.steps import plan, prepare, snapshots
 from opd_evolver.steps.fast import REJECTED
 
 # Folders of a run whose files are named by what decides their content.
@@ -55,7 +54,8 @@ def _plays_alike(run: Run, other: Run) -> bool:
         return False
     if not all(one.startswith("slow.") for one in lineage.differences(run.params, other.params)):
         return False
-    return weights_digest(resolve(run.params.policy.path)) == plan.base_policy(other)[1]
+    prepare.base(run)
+    return plan.base_policy(run)[1] == plan.base_policy(other)[1]
 
 
 def _copy_missing(source: Path, target: Path) -> None:
