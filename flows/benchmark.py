@@ -16,9 +16,16 @@ def benchmark(root: str, lineage_name: str, round_: int, memory_digest: str = ""
     """Measure a round (0: the base policy) and, from round 1 on, let the gate decide."""
     run = lineage.Run(Path(root), lineage.read_identity(Path(root), lineage_name))
     placement = run.params.flows.placement
-    progress.report(run, round_, "benchmark", 0, 1)
+    parts = []
     if placement == "pool" and run.params.flows.shards > 1:
-        run_steps(plan.benchmark_part_jobs(run, round_, memory_digest, policy_digest), placement)
+        parts = plan.benchmark_part_jobs(run, round_, memory_digest, policy_digest)
+
+    def tell(done: int) -> None:
+        progress.report(run, round_, "benchmark", done, len(parts) + 1)
+
+    tell(0)
+    run_steps(parts, placement, tell)
     measured = run_step(plan.benchmark_job(run, round_, memory_digest, policy_digest), placement)
     if round_ > 0:
         run_step(plan.gate_job(run, round_, measured.digests["benchmark"]), placement)
+    tell(len(parts) + 1)

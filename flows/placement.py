@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -128,12 +129,23 @@ def place(job_json: str, label: str, placement: str) -> str:
     return PLACES[placement](step.Job.model_validate_json(job_json)).model_dump_json()
 
 
-def run_steps(jobs: list[step.Job], placement: str) -> list[step.StepResult]:
-    """Run jobs at the same time when each has a process of its own, else one after the other."""
-    if placement == "inline" or len(jobs) == 1:
-        return [run_step(job, placement) for job in jobs]
-    futures = [place.submit(canonical_json(job), _label(job), placement) for job in jobs]
-    return [step.StepResult.model_validate_json(future.result()) for future in futures]
+def run_steps(jobs: list[step.Job], placement: str, on_done: Callable[[int], None] | None = None) -> None:
+    """Run jobs at the same time when each has a process of its own, else one after the other.
+
+    Args:
+        jobs: none needs what another makes.
+        placement: where.
+        on_done: told how many of the first ones have ended, each time that this grows.
+    """
+    at_once = placement != "inline" and len(jobs) > 1
+    futures = [place.submit(canonical_json(job), _label(job), placement) for job in jobs] if at_once else []
+    for number, job in enumerate(jobs):
+        if at_once:
+            futures[number].result()
+        else:
+            run_step(job, placement)
+        if on_done is not None:
+            on_done(number + 1)
 
 
 def run_step(job: step.Job, placement: str) -> step.StepResult:

@@ -57,6 +57,10 @@ def test_placement_and_shards_change_no_digest(
     assert driver.digests(tmp_path, "m") == inline.digests
     ahead = {path.parent.name for path in (tmp_path / "runs/m/steps").glob("*/benchmark-parts/*/result.json")}
     assert ahead == ({one.replace(" ", "-") for one in plan.ROUND_PARTS} if where == "pool" else set())
+    lines = [json.loads(line) for line in (tmp_path / "runs/m/progress.jsonl").read_text().splitlines()]
+    told = [(one["done"], one["total"]) for one in lines if (one["round"], one["phase"]) == (1, "benchmark")]
+    n = len(ahead) + 1
+    assert told == [(done, n) for done in range(n + 1)]
 
 
 def test_what_is_measured_ahead_is_all_that_a_benchmark_measures(inline: Inline, tmp_path: Path) -> None:
