@@ -1,13 +1,14 @@
 """Between the base policy and a run's last one: what distillation gave and what it cost, as weights are mixed.
 
-    python -m benchmarks.interpolation RUN... [--alphas 1 0.9 0.8 0.6] [--split deploy-val] [--tasks 100]
+    python -m benchmarks.interpolation RUN... [--alphas 1 0.9 0.8 0.6] [--split deploy-val] [--tasks 100] [--fresh]
 
 Weights are base + alpha (last - base), after Wortsman et al. 2022 (Robust fine-tuning of zero-shot models); nothing
 is trained. Each mix acts alone and with the run's last memory, beside the base with the same memory, on the same
 tasks; *lost* and *gained* count tasks that the one of both solves and the other does not. Retention is measured on
 novel-test. Over several runs intervals are clustered by family and seed. *at most* is what the base with memory or the
-last policy alone solves: what distillation could add to memory if it cost nothing. Some three minutes a mix and run
-on two cores; what was measured is kept.
+last policy alone solves: what distillation could add to memory if it cost nothing. With --fresh each mix also fills a
+memory of its own on families that were never deployed, and is measured with it. Some three minutes a mix and run on
+two cores, with --fresh some six; what was measured is kept.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def mix(base: Path, last: Path, alpha: float, target: Path) -> Path:
 class Mixes:
     """What the mixes of one run come to."""
 
-    def __init__(self, run: Run, split: Split, n_tasks: int, scratch: Path, pool: EnvironmentPool) -> None:
+    def __init__(
+        self, run: Run, split: Split, n_tasks: int, scratch: Path, pool: EnvironmentPool, *, fresh: bool = False
+    ) -> None:
         last = snapshots.last_finished(run)
         folder, digests = snapshots.sound(run, last), (run.summary(last) or {})["digests"]
         self._run, self._scratch = run, scratch
@@ -66,6 +69,7 @@ class Mixes:
         self._memory = MemorySource(folder / "memory", digests["entries"] + digests["ledger"], run.reembeds)
         self._bench = Benchmark(run.params, pool, ResultStore(KEPT))
         self._tasks = self._bench.tasks(split, n_tasks)
+        self._strange = self._bench.tasks("novel-test", n_tasks) if fresh else None
 
     def measure(self, alpha: float) -> tuple[Outcomes, dict[str, Estimate]]:
         """Outcomes alone and with memory, and the estimates of retention."""
@@ -77,6 +81,8 @@ class Mixes:
                 name: self._bench.column(contestant, self._tasks, with_memory=name == "memory").measured.outcomes
                 for name in ("alone", "memory")
             }
+            if self._strange is not None:
+                found["fresh"] = self._bench.fresh(source, self._strange).measured.outcomes
             kept = self._bench.retention(source, "novel-test", "deploy-test")
         return found, dict(kept.metrics) if kept else {}
 
@@ -102,6 +108,7 @@ def main() -> None:
     parser.add_argument("--alphas", nargs="+", type=float, default=[1.0, 0.9, 0.8, 0.6])
     parser.add_argument("--split", choices=("deploy-val", "deploy-test"), default="deploy-val")
     parser.add_argument("--tasks", type=int, default=100, help="a domain (default 100)")
+    parser.add_argument("--fresh", action="store_true", help="a memory of its own on families never deployed, too")
     asked = parser.parse_args()
     root = prepare.artifact_root()
     found: dict[float, list[tuple[Outcomes, dict[str, Estimate]]]] = {}
@@ -109,7 +116,7 @@ def main() -> None:
         for name in asked.runs:
             run = lineage.open_run(root, name)
             with EnvironmentPool(registry.loader(run.params.environments)) as pool:
-                mixes = Mixes(run, asked.split, asked.tasks, Path(scratch), pool)
+                mixes = Mixes(run, asked.split, asked.tasks, Path(scratch), pool, fresh=asked.fresh)
                 for alpha in (0.0, *asked.alphas):
                     found.setdefault(alpha, []).append(mixes.measure(alpha))
     print("\n".join(table(found)))
@@ -121,12 +128,10 @@ def table(found: dict[float, list[tuple[Outcomes, dict[str, Estimate]]]]) -> lis
     def units(alpha: float, column: str) -> Sequence[Sequence[Unit]]:
         return [units_of(outcomes[column]) for outcomes, _ in found[alpha]]
 
-    lines = [
-        "| alpha | alone | with memory | minus base with memory | lost, gained | at most | "
-        + " | ".join(RETENTION_METRICS)
-        + " |"
-    ]
-    lines.append("|---" * (6 + len(RETENTION_METRICS)) + "|")
+    fresh = ["fresh memory, novel"] if "fresh" in found[0.0][0][0] else []
+    head = ["alpha", "alone", "with memory", "minus base with memory", "lost/gained", "at most", *fresh]
+    head += RETENTION_METRICS
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for alpha, runs in found.items():
         told = [counts(base, mixed) for (base, _), (mixed, _) in zip(found[0.0], runs, strict=True)]
         cells = [
@@ -136,6 +141,7 @@ def table(found: dict[float, list[tuple[Outcomes, dict[str, Estimate]]]]) -> lis
             text(pooled_difference(units(alpha, "memory"), units(0.0, "memory")), signed=True),
             " ".join(f"{lost}/{gained}" for lost, gained, _ in told),
             " ".join(f"{share:.3f}" for *_, share in told),
+            *(text(pooled(units(alpha, "fresh"))) for _ in fresh),
         ]
         for name in RETENTION_METRICS:
             means = [kept[name].mean if name in kept else None for _, kept in runs]
