@@ -13,6 +13,7 @@ from conftest import Opd
 from finished_run import stand_in_flow
 
 from opd_evolver.benchmark.results import CLAIMS, COLUMNS, SeedResult, results
+from opd_evolver.benchmark.results_csv import table
 from opd_evolver.benchmark.results_page import page
 from opd_evolver.benchmark.statistics import Outcome
 
@@ -79,6 +80,22 @@ def test_what_was_forgotten_is_said() -> None:
     )
 
 
+def test_a_refused_last_round_stands_beside_what_the_gate_left_to_use() -> None:
+    asked = {"sql": 5, "apps": 5}
+    found = results([seed(0, asked), seed(1, {"sql": 2, "apps": 2})], samples=50)
+    left = results([seed(0, asked).model_copy(update={"round": 3}), seed(1, asked).model_copy(update={"round": 2})])
+    both = page(found, title="T", command="c", machine={}, curves="x.svg", champion=left)
+    assert "seed by seed: round 3, 2." in both and both.count("| distillation alone gives |") == 2
+    assert "champion" not in page(found, title="T", command="c", machine={}, curves="x.svg")
+    lines = list(csv.DictReader(table(found, left).splitlines()))
+    given = {
+        row["kind"]: float(row["mean"])
+        for row in lines
+        if row["name"] == "last_alone - base_alone" and (row["seed"], row["domain"]) == ("1", "")
+    }
+    assert given == {"difference": pytest.approx(0.1), "champion difference": pytest.approx(0.4)}
+
+
 def test_figures_of_real_sizes_stand_on_the_page_where_they_were_measured() -> None:
     found = results([seed(0, {"sql": 5, "apps": 5})], samples=50)
     told = json.loads((Path(__file__).parents[1] / "docs/gpu.json").read_text(encoding="utf-8"))
@@ -89,6 +106,29 @@ def test_figures_of_real_sizes_stand_on_the_page_where_they_were_measured() -> N
     wanted = [str(each.get("own: fast loop, tokens/s", "")) for each in told["figures"].values()]
     assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in shown] == [wanted]
     assert with_sizes.startswith(without) and "GPU" not in without
+
+
+def test_the_champion_of_a_refused_round_is_measured(
+    children: driver.Children, tmp_path: Path, opd: Opd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**driver.SMALL, "rounds": 2, "seed": 0}
+    assert children.run(tmp_path, "b-s0", asked) == 0, driver.said(tmp_path)
+    kept = tmp_path / "runs/b-s0/rounds/round-002.json"
+    summary = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**summary, "champion": 1}))
+    monkeypatch.chdir(tmp_path)
+    stand_in_flow(tmp_path, "raise SystemExit('a finished seed is not run again')")
+    words = ["bench", "rounds", "--seeds", "1", "--name", "b", "--preset", "micro", "--out", "out/results.md", "--json"]
+    for key, value in asked.items():
+        words += ["--set", f"{key}={json.dumps(value)}"] if key != "seed" else []
+    said = opd(*words)
+    assert said.code == 0, said.err
+    measured = json.loads((tmp_path / "runs/b-s0/steps/round-001/benchmark/measurement.json").read_text())
+    assert json.loads(said.out)["champion"]["means"]["last_memory"]["mean"] == pytest.approx(
+        measured["columns"]["with_memory"]["mean"]
+    )
+    [one] = json.loads(Path("out/results.json").read_text())["champion"]["seeds"]
+    assert one["round"] == 1 and "seed by seed: round 1." in Path("out/results.md").read_text()
 
 
 def test_two_seeds_of_the_real_flow(
@@ -108,6 +148,7 @@ def test_two_seeds_of_the_real_flow(
     tree = json.loads(said.out)
     assert [Path(file).exists() for file in tree["files"]] == [True] * 4
     assert len(tree["values"]["base_alone"]) == 2 and {*tree["means"]} == {*COLUMNS}
+    assert tree["champion"] is None  # of one round nothing else is left
     text = Path("out/results.md").read_text()
     assert "seed 0" in text and "`b-s1`" in text and "reached" in text
     numbers = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))

@@ -6,7 +6,8 @@ import pytest
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.results import COLUMNS, SeedResult, results
-from opd_evolver.benchmark.results_page import page, table
+from opd_evolver.benchmark.results_csv import table
+from opd_evolver.benchmark.results_page import page
 from opd_evolver.benchmark.statistics import Outcome, Unit, ratio_interval
 from opd_evolver.records import Entry, Task, TipContent
 

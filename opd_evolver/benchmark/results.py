@@ -59,7 +59,8 @@ class SeedResult(Record):
     Attributes:
         columns: outcomes by the names of COLUMNS, always of the same tasks.
         retention: metric → (base, last); curve: for each round from 0 (alone, with memory).
-        digests: of the last round; `base` is the policy it began with.
+        round: whose policy and memory the columns call last.
+        digests: of that round; `base` is the policy it began with.
         seconds: of each round.
         kinds: by kind of task (`benchmark/rows.py`), the ids of those on deploy-test.
         selection: from `rows.selections`, task by task.
@@ -69,6 +70,7 @@ class SeedResult(Record):
     schema_version: int = SCHEMA_VERSION
     seed: int
     lineage: str
+    round: int = 0
     columns: dict[str, tuple[Outcome, ...]]
     retention: dict[str, tuple[float, float]] = Field(default_factory=dict)
     curve: tuple[tuple[float | None, float | None], ...] = ()

@@ -1,9 +1,7 @@
-"""Pooled results as files: a page, its numbers as CSV, curves as SVG. The same results give the same bytes."""
+"""Pooled results as a page, and their curves as SVG. The same results give the same bytes."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,18 @@ def page(
     machine: Mapping[str, str],
     curves: str,
     sizes: Mapping[str, Any] | None = None,
+    champion: Results | None = None,
 ) -> str:
     """The whole page in Markdown.
 
     Args:
-        found: pooled.
+        found: pooled, of the last round.
         title: heading.
         command: what reproduces it.
         machine: what it ran on, by name.
         curves: file name of the picture.
         sizes: what `benchmarks.gpu_rounds --out` wrote, where it was run.
+        champion: the same of the rounds that the gate left to use, where they are not the last ones.
     """
     first = found.means["base_alone"]
     lines = [
@@ -47,17 +47,11 @@ def page(
         "",
         "## What was asked",
         "",
-        "| | difference | least lower bound | every seed | by domain | |",
-        "|---|---|---|---|---|---|",
-        *(_verdict(one) for one in found.verdicts),
-        *_retained(found),
-        "",
+        *_asked(found),
         "## Columns",
         "",
-        _row(["column", "success", *(f"seed {one.seed}" for one in found.seeds), *first.per_domain]),
-        _row(["---"] * (2 + len(found.seeds) + len(first.per_domain))),
-        *(_column(found, name) for name in COLUMNS),
-        "",
+        *_columns(found),
+        *(_champion(champion) if champion else ()),
         *_kinds(found),
         f"![success by round]({curves})",
         "",
@@ -70,6 +64,35 @@ def page(
         *(_sizes(sizes) if sizes else ()),
     ]
     return "\n".join(lines)
+
+
+def _asked(found: Results) -> list[str]:
+    head = ["| | difference | least lower bound | every seed | by domain | |", "|---|---|---|---|---|---|"]
+    return [*head, *(_verdict(one) for one in found.verdicts), *_retained(found), ""]
+
+
+def _columns(found: Results) -> list[str]:
+    domains = found.means["base_alone"].per_domain
+    return [
+        _row(["column", "success", *(f"seed {one.seed}" for one in found.seeds), *domains]),
+        _row(["---"] * (2 + len(found.seeds) + len(domains))),
+        *(_column(found, name) for name in COLUMNS),
+        "",
+    ]
+
+
+def _champion(found: Results) -> list[str]:
+    """What is left to use where the gate refused a last round."""
+    rounds = ", ".join(str(one.round) for one in found.seeds)
+    return [
+        "## The champion",
+        "",
+        f"What the gate left to use, seed by seed: round {rounds}. A refused round's policy and memory are both put "
+        "away, so *last* is here that round and the memory it had.",
+        "",
+        *_asked(found),
+        *_columns(found),
+    ]
 
 
 def _sizes(told: Mapping[str, Any]) -> list[str]:
@@ -99,41 +122,6 @@ def side_by_side(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _figure(value: Any) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else str(value)
-
-
-def table(found: Results) -> str:
-    """Every number as CSV: kind, name, seed (empty: pooled), domain (empty: mean over domains), mean, low, high."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["kind", "name", "seed", "domain", "mean", "low", "high"])
-    for name, estimate in found.means.items():
-        _rows(writer, "column", name, estimate)
-        for one, value in zip(found.seeds, found.values[name], strict=True):
-            writer.writerow(["column", name, one.seed, "", value, "", ""])
-    for verdict in found.verdicts:
-        name = f"{verdict.claim.of} - {verdict.claim.against}"
-        _rows(writer, "difference", name, verdict.found)
-        for one, value in zip(found.seeds, verdict.values, strict=True):
-            writer.writerow(["difference", name, one.seed, "", value, "", ""])
-    for retained in found.retained:
-        for one, value in zip(found.seeds, retained.shares, strict=True):
-            writer.writerow(["retained", retained.metric, one.seed, "", value, "", ""])
-    for kind, each in found.kinds.items():
-        for name, estimate in each.success.items():
-            _rows(writer, kind, name, estimate)
-        _rows(writer, kind, "last_memory - base_memory", each.gain)
-        for mark, by_side, gain in (
-            ("selection F1", each.select, each.select_gain),
-            ("selection F1 of what is asked", each.needed, each.needed_gain),
-        ):
-            for side, estimate in by_side.items():
-                _rows(writer, kind, f"{mark} {side}", estimate)
-            _rows(writer, kind, f"{mark} last - base", gain)
-    for one in found.seeds:
-        for round_, (alone, together) in enumerate(one.curve):
-            writer.writerow(["alone", f"round {round_}", one.seed, "", alone, "", ""])
-            writer.writerow(["with memory", f"round {round_}", one.seed, "", together, "", ""])
-    return out.getvalue()
 
 
 def curves(seeds: Sequence[SeedResult], path: Path) -> None:
@@ -271,9 +259,3 @@ def _run(one: SeedResult) -> str:
     minutes = ", ".join(f"{seconds / 60:.1f}" for seconds in one.seconds)
     digests = [f"`{one.digests[name][:12]}`" for name in ("base", "weights", "entries", "ledger")]
     return _row([str(one.seed), f"`{one.lineage}`", minutes, *digests])
-
-
-def _rows(writer: Any, kind: str, name: str, found: Estimate) -> None:
-    writer.writerow([kind, name, "", "", found.mean, found.low, found.high])
-    for domain, one in found.per_domain.items():
-        writer.writerow([kind, name, "", domain, one.mean, one.low, one.high])

@@ -21,7 +21,7 @@ from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.params import nearest, parse_set
 from opd_evolver.records import canonical_json
-from opd_evolver.steps import dispatch, prepare
+from opd_evolver.steps import dispatch, plan, prepare
 
 
 def rounds(given: argparse.Namespace) -> int:
@@ -50,13 +50,21 @@ def _rounds(given: argparse.Namespace) -> int:
     from opd_evolver.steps.evidence import collect
 
     found: list[SeedResult] = []
+    champions: list[SeedResult] = []
     for number in range(given.seeds):
         run = _carried_out(given, number, given.name, {})
         say(f"{run.lineage}: measuring")
         found.append(collect(run))
+        held = plan.current(run).round
+        if held == found[-1].round:
+            champions.append(found[-1])
+        elif held > 0:  # else the gate has refused every round: there is none
+            champions.append(collect(run, round_=held))
     pooled = results(found)
-    files = _write(given, pooled)
+    left = results(champions) if champions != found and len(champions) == len(found) else None
+    files = _write(given, pooled, left)
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
+    tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
         f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: "
         f"{interval_text(estimate_json(one.found), signed=True)}, asked {one.claim.least:+.2f}"
@@ -118,8 +126,8 @@ def _carried_out(
     return run
 
 
-def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
-    from opd_evolver.benchmark import results_page
+def _write(given: argparse.Namespace, pooled: Any, champion: Any) -> list[str]:
+    from opd_evolver.benchmark import results_csv, results_page
 
     out = Path(given.out)
     files = [out, *(out.with_suffix(suffix) for suffix in (".csv", ".svg", ".json"))]
@@ -131,12 +139,15 @@ def _write(given: argparse.Namespace, pooled: Any) -> list[str]:
         machine=_machine(),
         curves=out.with_suffix(".svg").name,
         sizes=read_json(figures) if figures.exists() else None,
+        champion=champion,
     )
     write_text(files[0], text)
-    write_text(files[1], results_page.table(pooled))
+    write_text(files[1], results_csv.table(pooled, champion))
     results_page.curves(pooled.seeds, files[2])
     # What each episode came to lies in the runs; here it would be megabytes.
-    light = pooled.model_dump(mode="json", exclude={"seeds": {"__all__": {"columns", "kinds", "selection"}}})
+    heavy = {"seeds": {"__all__": {"columns", "kinds", "selection"}}}
+    light = pooled.model_dump(mode="json", exclude=heavy)
+    light["champion"] = champion.model_dump(mode="json", exclude=heavy) if champion else None
     write_text(files[3], canonical_json(light) + "\n")
     return [str(file) for file in files]
 

@@ -18,17 +18,18 @@ from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan, publish, snapshots
 
 
-def collect(run: Run, *, novel: bool = True) -> SeedResult:
-    """The columns of the base and of the last round, on deploy-test and on families that were never deployed.
+def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedResult:
+    """The columns of the base and of a round, on deploy-test and on families that were never deployed.
 
     Args:
         run: finished.
         novel: also measure on families that were never deployed.
+        round_: in place of the last one.
 
     Raises:
         SetupError: no finished round, or its bytes are nowhere.
     """
-    last = snapshots.last_finished(run)
+    last = round_ or snapshots.last_finished(run)
     folder = snapshots.sound(run, last)
     digests = dict((run.summary(last) or {})["digests"])
     base_path, base_digest = plan.base_policy(run)
@@ -54,15 +55,16 @@ def collect(run: Run, *, novel: bool = True) -> SeedResult:
         by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
     entries, values = rows.judged(folder / "memory", run.params)
     threshold = run.params.attribution.threshold
-    measured = [publish.measurement_of(run, round_) for round_ in range(last + 1)]
+    measured = [publish.measurement_of(run, one) for one in range(last + 1)]
     return SeedResult(
         seed=run.params.seed,
         lineage=run.lineage,
+        round=last,
         columns=outcomes,
         retention=_retention(measured[0], measured[-1]),
         curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
         digests={"base": base_digest, **digests},
-        seconds=tuple(float((run.summary(round_) or {})["seconds"]) for round_ in range(last + 1)),
+        seconds=tuple(float((run.summary(one) or {})["seconds"]) for one in range(last + 1)),
         kinds=by_kind,
         selection=rows.selections(outcomes, deployed, entries, values, threshold),
         written=measured[-1].written,
