@@ -73,6 +73,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("slow", "act_with_memory", 0.0),
     ("slow", "prefix_weights", False),
     ("slow", "write_rounds", 1),
+    ("slow", "interpolation", 1.0),
     ("attribution", "rounds", 0),
     ("attribution", "asked_only", False),
     ("attribution", "sure", False),

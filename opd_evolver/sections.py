@@ -150,6 +150,7 @@ class SlowParams(Section):
     write_rounds: int = Field(1, ge=1, description="latest rounds whose writings are examples; V of them is today's")
     prefix_weights: bool = Field(False, description="tokens count as far as the teacher would have said those before")
     act_with_memory: float = Field(0.0, ge=0, le=1, description="share of the act examples that keep their memories")
+    interpolation: float = Field(1.0, gt=0, le=1, description="of the way to the trained weights that is kept")
     microbatch: int = Field(16, gt=0)
     sample_batch: int = Field(64, gt=0)
     processes: int = Field(1, gt=0, description="that share the examples of a step; changes the last bits")

@@ -91,6 +91,23 @@ def test_lora_trains_its_adapter_and_saves_it_merged_and_bare(worlds: dict[str, 
     assert all(torch.allclose(with_adapter[name], merged[name], atol=1e-6) for name in merged)
 
 
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_share_of_the_change_is_kept(worlds: dict[str, World], adapter: str) -> None:
+    """Training is the same; only what is saved lies nearer to the first weights, also after a resume at its end."""
+    world, states = worlds["qwen3"], {}
+    for share in (1.0, 0.25, 0.25):
+        asked = slow(slow__adapter=adapter, slow__lora__r=4, slow__steps=5, slow__interpolation=share)
+        world.train(f"kept-{adapter}-{share}", asked)
+        states[share] = LocalPolicy.load(world.folder / f"kept-{adapter}-{share}" / "policy").model.state_dict()
+    first = LocalPolicy.load(world.policy).model.state_dict()
+    moved = 0.0
+    for name, weight in first.items():
+        change, kept = states[1.0][name] - weight, states[0.25][name] - weight
+        torch.testing.assert_close(kept, 0.25 * change, rtol=1e-4, atol=1e-6)
+        moved = max(moved, float(change.abs().max()))
+    assert moved > 1e-3
+
+
 def test_lora_targets_are_those_the_model_has(worlds: dict[str, World]) -> None:
     model = LocalPolicy.load(worlds["lfm2"].policy).model
     assert lora_targets(model, ("q_proj", "o_proj", "gate_proj")) == ["q_proj"]

@@ -34,10 +34,13 @@ class Adapter:
     def __init__(self, model: Any, params: SlowParams, seed: int) -> None:
         self.model = model
         self.peft: Any = None
+        self._share = params.interpolation
         if params.adapter == "lora":
             self.peft = _with_lora(model, params.lora, seed)
         else:
             model.requires_grad_(True)
+        whole = self.peft is None and self._share < 1.0
+        self._first = {name: weight.detach().clone() for name, weight in self.trainable()} if whole else {}
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Name and parameter, in the model's order; tied weights once."""
@@ -48,6 +51,21 @@ class Adapter:
         """The model as it was before training. LoRA only: full training keeps a copy instead."""
         with self.peft.disable_adapter() if self.peft is not None else nullcontext():
             yield self.model
+
+    def interpolate(self) -> None:
+        """Keep `slow.interpolation` of the way from the first weights to the trained ones.
+
+        Call it once, after training. With LoRA the way is its product, which is linear in B.
+        Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models.
+        """
+        if self._share == 1.0:
+            return
+        with torch.no_grad():
+            for name, weight in self.trainable():
+                if self.peft is None:
+                    weight.copy_(torch.lerp(self._first[name], weight, self._share))
+                elif ".lora_B." in name:
+                    weight.mul_(self._share)
 
     def save(self, tokenizer: Any, target: Path, bare: Path) -> None:
         """The policy in Hugging Face form; with LoRA it is merged by this, and the bare adapter kept.

@@ -179,6 +179,7 @@ def _run(
             on_progress(done, slow.steps)
     if main:
         write_text(work / METRICS, "".join(f"{canonical_json(line)}\n" for line in log))
+        trainer.adapter.interpolate()
         trainer.adapter.save(trainer.policy.tokenizer, target, work / ADAPTER)
     trainer.accelerator.wait_for_everyone()
     seconds, tokens = time.perf_counter() - began, trainer.all_tokens()
