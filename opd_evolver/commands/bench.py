@@ -58,8 +58,10 @@ def _rounds(given: argparse.Namespace) -> int:
         held = plan.current(run).round
         if held == found[-1].round:
             champions.append(found[-1])
-        elif held > 0:  # else the gate has refused every round: there is none
+        elif held > 0:
             champions.append(collect(run, round_=held))
+        else:
+            say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
     pooled = results(found)
     left = results(champions) if champions != found and len(champions) == len(found) else None
     files = _write(given, pooled, left)
