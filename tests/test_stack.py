@@ -88,8 +88,13 @@ def _run(tree: dict[str, Any], deployment: str, parameters: dict[str, Any]) -> s
     """The final state of a flow run that a worker carried out."""
     api = f"{tree['prefect']}/api"
     found = services.request(f"{api}/deployments/name/{deployment}")
-    begun = services.request(f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters}, None, 30)
-    deadline = time.monotonic() + 200
+    url, deadline = f"{api}/deployments/{found['id']}/create_flow_run", time.monotonic() + 200
+    begun = services.request(url, {"parameters": parameters}, None, 30)
+    # As Prefect's own client does: its server answers so while its database is busy.
+    while begun in ({"status": 429}, {"status": 502}, {"status": 503}) and time.monotonic() < deadline:
+        time.sleep(1)
+        begun = services.request(url, {"parameters": parameters}, None, 30)
+    assert "id" in begun, begun
     while time.monotonic() < deadline:
         state = services.request(f"{api}/flow_runs/{begun['id']}", timeout_s=30)["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
