@@ -23,20 +23,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opd_evolver import lineage
-from opd_evolver.benchmark.columns import PolicySource, ResultStore
+from opd_evolver.benchmark.columns import ResultStore
 from opd_evolver.benchmark.gate import RETENTION_METRICS
 from opd_evolver.benchmark.measure import Benchmark, Contestant
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.protocols import MemorySource
 from opd_evolver.benchmark.report import estimate_json, interval_text
 from opd_evolver.benchmark.statistics import Estimate, Outcome, Unit, units_of
 from opd_evolver.environments import registry
 from opd_evolver.lineage import Run
-from opd_evolver.policy.registry import open_policy
 from opd_evolver.policy.weights import weight_files, weights_digest
 from opd_evolver.records import Split
 from opd_evolver.rollout.runner import EnvironmentPool
 from opd_evolver.steps import plan, prepare, snapshots
+from opd_evolver.steps.evidence import memory_of, source
 
 KEPT = Path(".opd/interpolation")
 Outcomes = dict[str, tuple[Outcome, ...]]
@@ -44,15 +43,15 @@ Outcomes = dict[str, tuple[Outcome, ...]]
 
 def mix(base: Path, last: Path, alpha: float, target: Path) -> Path:
     """A copy of `last` with weights base + alpha (last - base), in the bytes' own type."""
+    if len(files := weight_files(last)) != 1:
+        raise SystemExit(f"{last} has {len(files)} weight files; expected one")
     shutil.copytree(last, target)
     tensors = [{k: v for file in weight_files(folder) for k, v in load_file(file).items()} for folder in (base, last)]
-    if len(files := weight_files(target)) != 1:
-        raise SystemExit(f"{last} has {len(files)} weight files; expected one")
     mixed: dict[str, torch.Tensor] = {}
     for name, new in tensors[1].items():
         old = tensors[0][name].float()
         mixed[name] = (old + alpha * (new.float() - old)).to(new.dtype)
-    save_file(mixed, files[0], metadata={"format": "pt"})
+    save_file(mixed, target / files[0].name, metadata={"format": "pt"})
     return target
 
 
@@ -63,10 +62,9 @@ class Mixes:
         self, run: Run, split: Split, n_tasks: int, scratch: Path, pool: EnvironmentPool, *, fresh: bool = False
     ) -> None:
         last = snapshots.last_finished(run)
-        folder, digests = snapshots.sound(run, last), (run.summary(last) or {})["digests"]
         self._run, self._scratch = run, scratch
-        self._base, self._last = Path(plan.base_policy(run)[0]), folder / "policy"
-        self._memory = MemorySource(folder / "memory", digests["entries"] + digests["ledger"], run.reembeds)
+        self._base, self._last = Path(plan.base_policy(run)[0]), snapshots.sound(run, last) / "policy"
+        self._memory = memory_of(run, last)
         self._bench = Benchmark(run.params, pool, ResultStore(KEPT))
         self._tasks = self._bench.tasks(split, n_tasks)
         self._strange = self._bench.tasks("novel-test", n_tasks) if fresh else None
@@ -75,15 +73,15 @@ class Mixes:
         """Outcomes alone and with memory, and the estimates of retention."""
         with tempfile.TemporaryDirectory(dir=self._scratch) as place:
             folder = mix(self._base, self._last, alpha, Path(place) / "policy")
-            source = PolicySource(weights_digest(folder), lambda: open_policy(self._run.params.policy, folder))
-            contestant = Contestant(source, self._memory)
+            policy = source(self._run, folder, weights_digest(folder))
+            contestant = Contestant(policy, self._memory)
             found = {
                 name: self._bench.column(contestant, self._tasks, with_memory=name == "memory").measured.outcomes
                 for name in ("alone", "memory")
             }
             if self._strange is not None:
-                found["fresh"] = self._bench.fresh(source, self._strange).measured.outcomes
-            kept = self._bench.retention(source, "novel-test", "deploy-test")
+                found["fresh"] = self._bench.fresh(policy, self._strange).measured.outcomes
+            kept = self._bench.retention(policy, "novel-test", "deploy-test")
         return found, dict(kept.metrics) if kept else {}
 
 

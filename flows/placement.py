@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from prefect import task
@@ -137,15 +138,15 @@ def run_steps(jobs: list[step.Job], placement: str, on_done: Callable[[int], Non
         placement: where.
         on_done: told how many of the first ones have ended, each time that this grows.
     """
-    at_once = placement != "inline" and len(jobs) > 1
-    futures = [place.submit(canonical_json(job), _label(job), placement) for job in jobs] if at_once else []
-    for number, job in enumerate(jobs):
-        if at_once:
-            futures[number].result()
-        else:
-            run_step(job, placement)
+    ends: list[Callable[[], object]]
+    if placement != "inline" and len(jobs) > 1:
+        ends = [place.submit(canonical_json(job), _label(job), placement).result for job in jobs]
+    else:
+        ends = [partial(run_step, job, placement) for job in jobs]
+    for done, end in enumerate(ends, start=1):
+        end()
         if on_done is not None:
-            on_done(number + 1)
+            on_done(done)
 
 
 def run_step(job: step.Job, placement: str) -> step.StepResult:

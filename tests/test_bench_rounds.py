@@ -6,6 +6,7 @@ import csv
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import driver
 import pytest
@@ -54,6 +55,13 @@ def seed(number: int, last: dict[str, int], kept: float = 0.95) -> SeedResult:
         digests={name: f"{name}0123456789" for name in ("base", "weights", "entries", "ledger")},
         seconds=(60.0, 90.0),
     )
+
+
+def command(n_seeds: int, asked: dict[str, Any]) -> list[str]:
+    """`opd bench rounds` of the runs b-s0, b-s1, … with these parameters."""
+    words = ["bench", "rounds", "--seeds", str(n_seeds), "--name", "b", "--preset", "micro", "--out", "out/results.md"]
+    pairs = [f"{key}={json.dumps(value)}" for key, value in asked.items() if key != "seed"]
+    return [*words, "--json", *(word for pair in pairs for word in ("--set", pair))]
 
 
 def test_claims_are_judged_by_their_lower_bounds_and_every_domain() -> None:
@@ -118,10 +126,7 @@ def test_the_champion_of_a_refused_round_is_measured(
     kept.write_text(json.dumps({**summary, "champion": 1}))
     monkeypatch.chdir(tmp_path)
     stand_in_flow(tmp_path, "raise SystemExit('a finished seed is not run again')")
-    words = ["bench", "rounds", "--seeds", "1", "--name", "b", "--preset", "micro", "--out", "out/results.md", "--json"]
-    for key, value in asked.items():
-        words += ["--set", f"{key}={json.dumps(value)}"] if key != "seed" else []
-    said = opd(*words)
+    said = opd(*command(1, asked))
     assert said.code == 0, said.err
     measured = json.loads((tmp_path / "runs/b-s0/steps/round-001/benchmark/measurement.json").read_text())
     assert json.loads(said.out)["champion"]["means"]["last_memory"]["mean"] == pytest.approx(
@@ -139,10 +144,7 @@ def test_two_seeds_of_the_real_flow(
         assert children.run(tmp_path, f"b-s{number}", asked) == 0, driver.said(tmp_path)
     monkeypatch.chdir(tmp_path)
     stand_in_flow(tmp_path, "raise SystemExit('a finished seed is not run again')")
-    pairs = [f"{key}={json.dumps(value)}" for key, value in driver.SMALL.items() if key != "seed"]
-    words = ["bench", "rounds", "--seeds", "2", "--name", "b", "--preset", "micro", "--out", "out/results.md", "--json"]
-    for pair in pairs:
-        words += ["--set", pair]
+    words = command(2, driver.SMALL)
     said = opd(*words)
     assert said.code == 0, said.err
     tree = json.loads(said.out)

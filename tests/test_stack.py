@@ -89,11 +89,11 @@ def _run(tree: dict[str, Any], deployment: str, parameters: dict[str, Any]) -> s
     api = f"{tree['prefect']}/api"
     found = services.request(f"{api}/deployments/name/{deployment}")
     url, deadline = f"{api}/deployments/{found['id']}/create_flow_run", time.monotonic() + 200
-    begun = services.request(url, {"parameters": parameters}, None, 30)
     # As Prefect's own client does: its server answers so while its database is busy.
-    while begun in ({"status": 429}, {"status": 502}, {"status": 503}) and time.monotonic() < deadline:
+    busy = ({"status": 429}, {"status": 502}, {"status": 503})
+    while (begun := services.request(url, {"parameters": parameters}, None, 30)) in busy:
+        assert time.monotonic() < deadline, begun
         time.sleep(1)
-        begun = services.request(url, {"parameters": parameters}, None, 30)
     assert "id" in begun, begun
     while time.monotonic() < deadline:
         state = services.request(f"{api}/flow_runs/{begun['id']}", timeout_s=30)["state"]

@@ -33,9 +33,9 @@ def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedR
     folder = snapshots.sound(run, last)
     digests = dict((run.summary(last) or {})["digests"])
     base_path, base_digest = plan.base_policy(run)
-    base = _source(run, Path(base_path), base_digest)
-    policy = _source(run, folder / "policy", digests["weights"])
-    memory = MemorySource(folder / "memory", digests["entries"] + digests["ledger"], run.reembeds)
+    base = source(run, Path(base_path), base_digest)
+    policy = source(run, folder / "policy", digests["weights"])
+    memory = memory_of(run, last)
     n = run.params.benchmark.test_tasks_per_domain
     with EnvironmentPool(registry.loader(run.params.environments)) as pool:
         bench = Benchmark(run.params, pool, ResultStore(run.paths.run / "columns"))
@@ -75,7 +75,15 @@ def _mean(found: Estimate | None) -> float | None:
     return found.mean if found else None
 
 
-def _source(run: Run, folder: Path, digest: str) -> PolicySource:
+def memory_of(run: Run, round_: int) -> MemorySource:
+    """The memory of a finished round, which `snapshots.sound` has seen."""
+    digests = (run.summary(round_) or {})["digests"]
+    folder = run.owner(round_).version(round_) / "memory"
+    return MemorySource(folder, digests["entries"] + digests["ledger"], run.reembeds)
+
+
+def source(run: Run, folder: Path, digest: str) -> PolicySource:
+    """A policy of the run, opened where the site's settings say when it is first needed."""
     from opd_evolver.policy.registry import open_policy
 
     device = load_settings().device
