@@ -46,8 +46,11 @@ def test_where_entries_count_alike_outcomes_say_nothing() -> None:
     assert attribute(never, [entry("m")], AttributionParams(variant="uniform"))["m"].value is None
 
 
-def seed(number: int, won: dict[str, int]) -> SeedResult:
-    """Column → of ten tasks in each of eight families, how many succeed; odd families are at home in tools."""
+def seed(number: int, won: dict[str, int], kept: float = 1.0) -> SeedResult:
+    """Column → of ten tasks in each of eight families, how many succeed; odd families are at home in tools.
+
+    `kept`: what is left of the base's writing.
+    """
     columns = {
         name: tuple(
             Outcome(
@@ -65,7 +68,13 @@ def seed(number: int, won: dict[str, int]) -> SeedResult:
         for name in DEPLOYED
     }
     odd = frozenset(one.task_id for one in columns["base_alone"] if int(one.family[1:]) % 2)
-    return SeedResult(seed=number, lineage=f"s{number}", columns=columns, kinds={"home tool": odd})
+    return SeedResult(
+        seed=number,
+        lineage=f"s{number}",
+        columns=columns,
+        kinds={"home tool": odd},
+        retention={"write_exact": (0.5, 0.5 * kept)},
+    )
 
 
 def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None:
@@ -82,6 +91,19 @@ def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None
     assert level.verdict == "earns its place with memory; needed by its own family types (+0.10 asked)"
     text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", machine={}, seeds=[0, 1])
     assert "| no-tool | no entries of the level tool | 0.600 [" in text
+    assert f"- earns its place: `no-tool` ({level.verdict})\n- costs: none\n- no difference seen: none" in text
+    assert "| no-tool | +0.000, +0.000 | +0.400, +0.400 | 1.000 (1.000) |" in text
+
+
+def test_an_arm_that_forgets_more_is_said_to() -> None:
+    whole = [seed(n, {"last_alone": 6}, kept=0.95) for n in range(2)]
+    forgets = [seed(n, {"last_alone": 8}, kept=0.95 - 0.1 * n) for n in range(2)]
+    found = arms.compare(whole, forgets, "no-anchor", samples=200)
+    assert found.verdict == "costs alone; keeps write_exact at 0.90 of the base's"
+    assert found.retained == {"write_exact": pytest.approx((0.95, 0.85))}
+    text = arms.page([found], command="c", machine={}, seeds=[0, 1])
+    assert "| no-anchor | -0.200, -0.200 | +0.000, +0.000 | 0.900 (0.850) |" in text
+    assert f"- earns its place: `no-anchor` ({found.verdict})\n- costs: `no-anchor`" in text
 
 
 def test_what_the_whole_played_and_measured_is_taken_over_and_comes_to_the_same(

@@ -7,12 +7,13 @@ positive difference is what the part gives.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
 from opd_evolver.benchmark.report import estimate_json, interval_text
-from opd_evolver.benchmark.results import DEPLOYED, SeedResult, Units
+from opd_evolver.benchmark.results import DEPLOYED, RETAINED, SeedResult, Units, mean_of_units, shares
 from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
 from opd_evolver.records import LEVELS, Level, Record
 
@@ -57,6 +58,8 @@ ARMS: dict[str, Arm] = {
     **{f"no-{level}": _without(level) for level in LEVELS},
 }
 LEAST_LEVEL = 0.10
+COMPARED = ("last_alone", "last_memory")
+NOTHING_SEEN = "no difference seen"
 
 
 class Comparison(Record):
@@ -66,7 +69,9 @@ class Comparison(Record):
         success: the arm's columns.
         alone, with_memory: the last policy's success, the whole minus the arm.
         own: of a level that is left out, the same with memory on its own family types; else None.
-        verdict: in words, by the intervals alone.
+        values: each seed's whole minus arm, by column.
+        retained: metric of retention → what the arm keeps of the base's, seed by seed.
+        verdict: in words, by the intervals, and of retention by what was asked of every seed.
     """
 
     arm: str
@@ -75,6 +80,8 @@ class Comparison(Record):
     alone: Estimate
     with_memory: Estimate
     own: Estimate | None
+    values: dict[str, tuple[float, ...]]
+    retained: dict[str, tuple[float, ...]]
     verdict: str
 
 
@@ -104,6 +111,7 @@ def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *
         )
         own = pooled_difference(mine, theirs, samples=samples)
     alone, with_memory = given("last_alone"), given("last_memory")
+    kept = {side: _retained(found) for side, found in (("whole", whole), ("arm", arm))}
     return Comparison(
         arm=name,
         what=ARMS[name].what,
@@ -111,7 +119,15 @@ def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *
         alone=alone,
         with_memory=with_memory,
         own=own,
-        verdict=_verdict(alone, with_memory, own),
+        values={
+            column: tuple(
+                mean_of_units(a) - mean_of_units(b)
+                for a, b in zip(units["whole"][column], units["arm"][column], strict=True)
+            )
+            for column in COMPARED
+        },
+        retained=kept["arm"],
+        verdict=_verdict(alone, with_memory, own, _lost(kept["whole"], kept["arm"])),
     )
 
 
@@ -119,7 +135,16 @@ def _units(found: Sequence[SeedResult]) -> dict[str, list[Units]]:
     return {column: [units_of(one.columns[column]) for one in found] for column in DEPLOYED}
 
 
-def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None) -> str:
+def _retained(found: Sequence[SeedResult]) -> dict[str, tuple[float, ...]]:
+    return {metric: shares(metric, [one.retention for one in found]) for metric in found[0].retention}
+
+
+def _lost(whole: Mapping[str, Sequence[float]], arm: Mapping[str, Sequence[float]]) -> list[str]:
+    """Metrics that the whole retains on every seed and the arm does not."""
+    return [name for name, kept in arm.items() if min(kept) < RETAINED <= min(whole[name])]
+
+
+def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost: Sequence[str]) -> str:
     said = []
     for where, one in (("alone", alone), ("with memory", with_memory)):
         if one.low is not None and one.low > 0:
@@ -129,7 +154,9 @@ def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None) -> st
     if own is not None and own.low is not None:
         reached = "" if own.low >= LEAST_LEVEL else "not "
         said.append(f"{reached}needed by its own family types (+{LEAST_LEVEL:.2f} asked)")
-    return "; ".join(said) or "no difference seen"
+    if lost:
+        said.append(f"keeps {', '.join(lost)} at {RETAINED:.2f} of the base's")
+    return "; ".join(said) or NOTHING_SEEN
 
 
 def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str], seeds: Sequence[int]) -> str:
@@ -152,7 +179,7 @@ def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str
         cells = [
             one.arm,
             one.what,
-            *(interval_text(estimate_json(one.success[column])) for column in ("last_alone", "last_memory")),
+            *(interval_text(estimate_json(one.success[column])) for column in COMPARED),
         ]
         if one.arm == WHOLE:
             cells += ["", "", "", ""]
@@ -160,4 +187,39 @@ def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str
             differences = (one.alone, one.with_memory, one.own)
             cells += [*(interval_text(estimate_json(each), signed=True) for each in differences), one.verdict]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_in_words(found), "", *_details(found), ""])
+
+
+def _in_words(found: Sequence[Comparison]) -> list[str]:
+    """What the table says of each part, plainly."""
+    arms = [one for one in found if one.arm != WHOLE]
+    earns = [one for one in arms if "earns its place" in one.verdict or "keeps" in one.verdict]
+    costs = [one for one in arms if "costs" in one.verdict]
+    lines = ["## What earns its place", ""]
+    for title, which in (
+        ("earns its place", earns),
+        ("costs", costs),
+        ("no difference seen", [one for one in arms if one not in earns and one not in costs]),
+    ):
+        lines.append(f"- {title}: " + ("; ".join(f"`{one.arm}` ({one.verdict})" for one in which) or "none"))
+    return lines
+
+
+def _details(found: Sequence[Comparison]) -> list[str]:
+    """Every seed's difference, and retention."""
+    metrics = list(found[0].retained)
+    lines = [
+        "## Seed by seed",
+        "",
+        "Whole minus arm of each seed; what the arm keeps of the base's abilities on novel-test, the mean of the seeds "
+        "and in brackets the least.",
+        "",
+        "| arm | alone | with memory | " + " | ".join(metrics) + " |",
+        "|" + "---|" * (3 + len(metrics)),
+    ]
+    for one in found:
+        cells = [one.arm]
+        cells += ["" if one.arm == WHOLE else ", ".join(f"{x:+.3f}" for x in one.values[column]) for column in COMPARED]
+        cells += [f"{fmean(one.retained[name]):.3f} ({min(one.retained[name]):.3f})" for name in metrics]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

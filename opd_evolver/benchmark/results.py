@@ -122,7 +122,7 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
     """
     units = {name: [units_of(one.columns[name]) for one in seeds] for name in COLUMNS}
     means = {name: pooled(by_seed, samples=samples) for name, by_seed in units.items()}
-    values = {name: tuple(_mean(one) for one in by_seed) for name, by_seed in units.items()}
+    values = {name: tuple(mean_of_units(one) for one in by_seed) for name, by_seed in units.items()}
     verdicts = []
     for claim in CLAIMS:
         found = pooled_difference(units[claim.of], units[claim.against], samples=samples)
@@ -159,7 +159,7 @@ def _of_kind(by_seed: Sequence[Units], ids: Sequence[frozenset[str]]) -> list[Un
     return [rows.of_kind(units, wanted) for units, wanted in zip(by_seed, ids, strict=True)]
 
 
-def _mean(units: Sequence[Unit]) -> float:
+def mean_of_units(units: Sequence[Unit]) -> float:
     """As `statistics.ratio_interval`, without the interval; success always has a denominator."""
     mean = mean_of([ratio_of(one) for one in clusters_of(units).values()])
     assert mean is not None
@@ -173,6 +173,11 @@ def _reached(claim: Claim, found: Estimate) -> bool:
     return floor is None or all(one.mean is not None and one.mean >= floor for one in found.per_domain.values())
 
 
+def shares(metric: str, pairs: Sequence[Mapping[str, tuple[float, float]]]) -> tuple[float, ...]:
+    """What is left of the base's, seed by seed."""
+    return tuple(last / base if base > 0 else 0.0 for base, last in (one[metric] for one in pairs))
+
+
 def _retained(metric: str, pairs: Sequence[Mapping[str, tuple[float, float]]]) -> Retained:
-    shares = tuple(last / base if base > 0 else 0.0 for base, last in (one[metric] for one in pairs))
-    return Retained(metric=metric, shares=shares, reached=min(shares) >= RETAINED)
+    found = shares(metric, pairs)
+    return Retained(metric=metric, shares=found, reached=min(found) >= RETAINED)
