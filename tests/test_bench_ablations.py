@@ -11,9 +11,10 @@ from conftest import Opd
 from finished_run import stand_in_flow
 
 from opd_evolver import lineage
-from opd_evolver.benchmark import arms
+from opd_evolver.benchmark import arms, arms_kept
 from opd_evolver.benchmark.results import DEPLOYED, SeedResult
 from opd_evolver.benchmark.statistics import Outcome
+from opd_evolver.errors import SetupError
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.params import AttributionParams, load_preset, merge
 from opd_evolver.records import LedgerRow
@@ -46,7 +47,7 @@ def test_where_entries_count_alike_outcomes_say_nothing() -> None:
     assert attribute(never, [entry("m")], AttributionParams(variant="uniform"))["m"].value is None
 
 
-def seed(number: int, won: dict[str, int], kept: float = 1.0) -> SeedResult:
+def seed(number: int, won: dict[str, int], kept: float = 1.0) -> arms.ArmRun:
     """Column → of ten tasks in each of eight families, how many succeed; odd families are at home in tools.
 
     `kept`: what is left of the base's writing.
@@ -68,13 +69,14 @@ def seed(number: int, won: dict[str, int], kept: float = 1.0) -> SeedResult:
         for name in DEPLOYED
     }
     odd = frozenset(one.task_id for one in columns["base_alone"] if int(one.family[1:]) % 2)
-    return SeedResult(
+    found = SeedResult(
         seed=number,
         lineage=f"s{number}",
         columns=columns,
         kinds={"home tool": odd},
         retention={"write_exact": (0.5, 0.5 * kept)},
     )
+    return arms.arm_run(found)
 
 
 def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None:
@@ -104,6 +106,53 @@ def test_an_arm_that_forgets_more_is_said_to() -> None:
     text = arms.page([found], command="c", machine={}, seeds=[0, 1])
     assert "| no-anchor | -0.200, -0.200 | +0.000, +0.000 | 0.900 (0.850) |" in text
     assert f"- earns its place: `no-anchor` ({found.verdict})\n- costs: `no-anchor`" in text
+
+
+def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:
+    def runs(numbers: range) -> dict[str, list[arms.ArmRun]]:
+        return {
+            "whole": [seed(n, {"last_alone": 6, "last_memory": 9}) for n in numbers],
+            "no-tool": [seed(n, {"last_alone": 5 - n, "last_memory": 5}, kept=0.9) for n in numbers],
+        }
+
+    def kept(numbers: range, name: str) -> Path:
+        file = tmp_path / name
+        file.write_text(arms_kept.keep(runs(numbers), "p").model_dump_json())
+        return file
+
+    def read(file: Path, here: range = range(0)) -> arms_kept.Found:
+        return arms_kept.read(file, arms=["whole", "no-tool"], parameters="p", here=here)
+
+    first, later = kept(range(2), "first.json"), kept(range(2, 3), "later.json")
+    joined = arms_kept.joined(runs(range(1, 2)), [read(later), read(kept(range(1), "zero.json"), range(1, 2))])
+    together = {arm: tuple(found) for arm, found in runs(range(3)).items()}
+    assert joined == together
+    compared = [arms.compare(one["whole"], one["no-tool"], "no-tool", samples=50) for one in (joined, together)]
+    assert compared[0] == compared[1]
+
+    with pytest.raises(SetupError, match="seed 1 here and in"):
+        read(first, range(1, 2))
+    with pytest.raises(SetupError, match="seed 0 in two files"):
+        arms_kept.joined(runs(range(3, 4)), [read(first), read(kept(range(1), "again.json"))])
+    with pytest.raises(SetupError, match="no 'no-tip' of seed 0"):
+        arms_kept.read(first, arms=["whole", "no-tip"], parameters="p", here=())
+    with pytest.raises(SetupError, match="is of the parameters p;"):
+        arms_kept.read(first, arms=["whole"], parameters="q", here=())
+    with pytest.raises(SetupError, match="no file"):
+        read(tmp_path / "none.json")
+    first.write_text(first.read_text().replace('"last_alone":"1', '"last_alone":"', 1))
+    with pytest.raises(SetupError, match=r"seed 0, whole: last_alone is not a 0 or 1 for each of 80 tasks"):
+        read(first)
+
+
+def test_what_is_pooled_may_differ_in_seed_and_base_policy_alone() -> None:
+    whole = load_preset("laptop")
+
+    def digest(**overrides: object) -> str:
+        return arms_kept.parameters_digest(merge(whole, {k.replace("__", "."): v for k, v in overrides.items()}, "x"))
+
+    assert digest() == digest(seed=3) == digest(policy__path="other") == digest(flows__shards=1)
+    assert len({digest(), digest(rounds=1), digest(slow__steps=1), digest(policy__thinking=True)}) == 4
 
 
 def test_what_the_whole_played_and_measured_is_taken_over_and_comes_to_the_same(
@@ -164,5 +213,16 @@ def test_two_arms_of_the_real_flow(
     (compared,) = [one for one in json.loads(Path("out/ablations.json").read_text()) if one["arm"] == "no-write"]
     # Nothing was written, so its memory is empty, and memory makes no difference.
     assert compared["success"]["last_memory"]["mean"] == compared["success"]["last_alone"]["mean"]
+    # The other seed is of another machine, whose runs are not here: the same runs, told as seed 1.
+    elsewhere = json.loads(Path("out/ablations.seeds.json").read_text())
+    elsewhere["runs"]["1"] = elsewhere["runs"].pop("0")
+    Path("elsewhere.json").write_text(json.dumps(elsewhere))
+    said = opd(*words, "--add", "elsewhere.json")
+    assert said.code == 0, said.err
+    text = Path("out/ablations.md").read_text()
+    assert "Seeds 0, 1." in text and "--add elsewhere.json" in text
+    assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0", "1"}
+    said = opd(*words, "--add", "out/ablations.seeds.json")
+    assert said.code == 2 and "seed 0 here and in out/ablations.seeds.json" in said.err
     wrong = opd("bench", "ablations", "--arms", "no-wrte", "--preset", "micro")
     assert wrong.code == 2 and "no-write" in wrong.err

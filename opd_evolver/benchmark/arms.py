@@ -15,6 +15,7 @@ from opd_evolver.benchmark.pooled import pooled, pooled_difference
 from opd_evolver.benchmark.report import estimate_json, interval_text
 from opd_evolver.benchmark.results import DEPLOYED, RETAINED, SeedResult, Units, mean_of_units, shares
 from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
+from opd_evolver.errors import SetupError
 from opd_evolver.records import LEVELS, Level, Record
 
 WHOLE = "whole"
@@ -62,6 +63,37 @@ COMPARED = ("last_alone", "last_memory")
 NOTHING_SEEN = "no difference seen"
 
 
+class ArmRun(Record):
+    """What an arm came to from one seed.
+
+    Attributes:
+        lineage: the run's name.
+        weights: digest of the last policy.
+        columns: success by the names of DEPLOYED, always of the same tasks.
+        homes: of each task the level that its family's hidden rule asks for.
+        retention: metric → (base, last).
+    """
+
+    seed: int
+    lineage: str
+    weights: str
+    columns: dict[str, Units]
+    homes: dict[str, Level]
+    retention: dict[str, tuple[float, float]]
+
+
+def arm_run(found: SeedResult) -> ArmRun:
+    """Of all that a finished run's columns came to, what arms are compared by."""
+    return ArmRun(
+        seed=found.seed,
+        lineage=found.lineage,
+        weights=found.digests.get("weights", ""),
+        columns={column: units_of(found.columns[column]) for column in DEPLOYED},
+        homes={task: level for level in LEVELS for task in sorted(found.kinds.get(rows.home(level), frozenset()))},
+        retention=found.retention,
+    )
+
+
 class Comparison(Record):
     """One arm against the whole, over all seeds.
 
@@ -85,7 +117,7 @@ class Comparison(Record):
     verdict: str
 
 
-def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *, samples: int = SAMPLES) -> Comparison:
+def compare(whole: Sequence[ArmRun], arm: Sequence[ArmRun], name: str, *, samples: int = SAMPLES) -> Comparison:
     """What the part that `name` leaves out gives.
 
     Args:
@@ -97,14 +129,21 @@ def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *
     Raises:
         SetupError: other seeds or tasks.
     """
-    units = {side: _units(found) for side, found in (("whole", whole), ("arm", arm))}
+    if [one.seed for one in whole] != [one.seed for one in arm]:
+        raise SetupError(
+            f"{name}: seeds {[one.seed for one in arm]}", f"{[one.seed for one in whole]}", "measure the missing ones"
+        )
+    units = {
+        side: {column: [one.columns[column] for one in found] for column in DEPLOYED}
+        for side, found in (("whole", whole), ("arm", arm))
+    }
 
     def given(column: str) -> Estimate:
         return pooled_difference(units["whole"][column], units["arm"][column], samples=samples)
 
     level, own = ARMS[name].level, None
     if level is not None:
-        ids = [one.kinds.get(rows.home(level), frozenset()) for one in whole]
+        ids = [{task for task, home in one.homes.items() if home == level} for one in whole]
         mine, theirs = (
             [rows.of_kind(part, wanted) for part, wanted in zip(units[side]["last_memory"], ids, strict=True)]
             for side in ("whole", "arm")
@@ -131,11 +170,7 @@ def compare(whole: Sequence[SeedResult], arm: Sequence[SeedResult], name: str, *
     )
 
 
-def _units(found: Sequence[SeedResult]) -> dict[str, list[Units]]:
-    return {column: [units_of(one.columns[column]) for one in found] for column in DEPLOYED}
-
-
-def _retained(found: Sequence[SeedResult]) -> dict[str, tuple[float, ...]]:
+def _retained(found: Sequence[ArmRun]) -> dict[str, tuple[float, ...]]:
     return {metric: shares(metric, [one.retention for one in found]) for metric in found[0].retention}
 
 

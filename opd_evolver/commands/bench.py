@@ -52,7 +52,7 @@ def _rounds(given: argparse.Namespace) -> int:
     found: list[SeedResult] = []
     champions: list[SeedResult] = []
     for number in range(given.seeds):
-        run = _carried_out(given, number, given.name, {})
+        run = _carried_out(given, number, given.name)
         say(f"{run.lineage}: measuring")
         found.append(collect(run))
         held = plan.current(run).round
@@ -77,55 +77,78 @@ def _rounds(given: argparse.Namespace) -> int:
 
 
 def _ablations(given: argparse.Namespace) -> int:
-    from opd_evolver.benchmark import arms
+    from opd_evolver.benchmark import arms, arms_kept
     from opd_evolver.steps.evidence import collect
 
     wanted = [arms.WHOLE, *(name for name in given.arms or arms.ARMS if name != arms.WHOLE)]
     if unknown := [name for name in wanted if name not in arms.ARMS]:
         raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
     # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
-    found: dict[str, list[Any]] = {name: [] for name in wanted}
+    here: dict[str, list[arms.ArmRun]] = {name: [] for name in wanted}
+    elsewhere: list[arms_kept.Found] = []
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    parameters = ""
     for number in range(given.seeds):
         for name in wanted:
-            whole = found[arms.WHOLE][number].lineage if name != arms.WHOLE else None
-            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
+            whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
+            run = _opened(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides)
+            if not parameters:
+                parameters = arms_kept.parameters_digest(run.params)
+                elsewhere = [
+                    arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds) for file in given.add
+                ]
+            _to_its_end(run, whole)
             say(f"{run.lineage}: measuring")
-            found[name].append(collect(run, novel=False))
+            here[name].append(arms.arm_run(collect(run, novel=False)))
+    found = arms_kept.joined(here, elsewhere)
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
-    seeds = range(given.first_seed, given.first_seed + given.seeds)
-    text = arms.page(compared, command=_command(given, "ablations"), machine=_machine(), seeds=seeds)
+    text = arms.page(
+        compared,
+        command=_command(given, "ablations"),
+        machine=_machine(),
+        seeds=[one.seed for one in found[arms.WHOLE]],
+    )
     out = Path(given.out)
-    write_text(out, text)
-    write_text(out.with_suffix(".json"), canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
-    tree = {"files": [str(out), str(out.with_suffix(".json"))], "verdicts": {one.arm: one.verdict for one in compared}}
+    files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
+    write_text(files[0], text)
+    write_text(files[1], canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
+    write_text(files[2], arms_kept.keep(found, parameters).model_dump_json(indent=1) + "\n")
+    tree = {"files": [str(file) for file in files], "verdicts": {one.arm: one.verdict for one in compared}}
     lines = [f"{one.arm:20} {one.verdict}" for one in compared if one.arm != arms.WHOLE]
     result(tree, "\n".join([*lines, *tree["files"]]), as_json=given.json)
     return 0
 
 
-def _carried_out(
-    given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any], whole: str | None = None
-) -> Run:
-    """The finished run of a seed; what it would make as the run `whole` did is taken from there."""
+def _carried_out(given: argparse.Namespace, number: int, name: str) -> Run:
+    """The finished run of a seed."""
+    run = _opened(given, number, name, {})
+    _to_its_end(run)
+    return run
+
+
+def _opened(given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any]) -> Run:
     seed = given.first_seed + number
     overrides: dict[str, Any] = {**parse_set(given.pairs), **arm, "seed": seed}
     if given.policy:
         overrides["policy.path"] = given.policy[number % len(given.policy)]
-    name = f"{name}-s{seed}"
-    run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
-    if not run.is_complete():
-        if whole is not None:
-            from opd_evolver.steps.adopt import adopt
+    return prepare.open_for_work(prepare.artifact_root(), f"{name}-s{seed}", preset=given.preset, overrides=overrides)
 
-            if adopt(run, lineage.open_run(run.root, whole)):
-                say(f"{run.lineage}: goes on behind the fast loop of {whole}")
 
-        def carry_out(watch: Watch) -> None:
-            watch.say(f"seed {seed}: run `{name}`")
-            dispatch.locally(run, watch.tick)
+def _to_its_end(run: Run, whole: str | None = None) -> None:
+    """What is missing is run; what the run would make as the run `whole` did is taken from there."""
+    if run.is_complete():
+        return
+    if whole is not None:
+        from opd_evolver.steps.adopt import adopt
 
-        to_its_end(run, carry_out)
-    return run
+        if adopt(run, lineage.open_run(run.root, whole)):
+            say(f"{run.lineage}: goes on behind the fast loop of {whole}")
+
+    def carry_out(watch: Watch) -> None:
+        watch.say(f"seed {run.params.seed}: run `{run.lineage}`")
+        dispatch.locally(run, watch.tick)
+
+    to_its_end(run, carry_out)
 
 
 def _write(given: argparse.Namespace, pooled: Any, champion: Any) -> list[str]:
@@ -161,6 +184,7 @@ def _command(given: argparse.Namespace, action: str) -> str:
     words += ["--preset", given.preset] if given.preset else []
     words += ["--policy", *given.policy] if given.policy else []
     words += ["--arms", *given.arms] if getattr(given, "arms", None) else []
+    words += [word for file in getattr(given, "add", []) for word in ("--add", file)]
     for pair in given.pairs:
         words += ["--set", pair]
     return shlex.join(words)
