@@ -27,7 +27,7 @@ from opd_evolver.benchmark.columns import ResultStore
 from opd_evolver.benchmark.gate import RETENTION_METRICS
 from opd_evolver.benchmark.measure import Benchmark, Contestant
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.report import estimate_json, interval_text
+from opd_evolver.benchmark.report import interval_text
 from opd_evolver.benchmark.statistics import Estimate, Outcome, Unit, units_of
 from opd_evolver.environments import registry
 from opd_evolver.lineage import Run
@@ -97,7 +97,7 @@ def counts(one: Outcomes, other: Outcomes) -> tuple[int, int, float]:
 
 
 def text(found: Estimate, *, signed: bool = False) -> str:
-    return interval_text(estimate_json(found), signed=signed)
+    return interval_text(found, signed=signed)
 
 
 def main() -> None:

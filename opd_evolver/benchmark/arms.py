@@ -12,7 +12,7 @@ from typing import Any
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.report import estimate_json, interval_text
+from opd_evolver.benchmark.report import interval_text
 from opd_evolver.benchmark.results import DEPLOYED, RETAINED, SeedResult, Units, mean_of_units, shares
 from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
 from opd_evolver.errors import SetupError
@@ -214,13 +214,13 @@ def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str
         cells = [
             one.arm,
             one.what,
-            *(interval_text(estimate_json(one.success[column])) for column in COMPARED),
+            *(interval_text(one.success[column]) for column in COMPARED),
         ]
         if one.arm == WHOLE:
             cells += ["", "", "", ""]
         else:
             differences = (one.alone, one.with_memory, one.own)
-            cells += [*(interval_text(estimate_json(each), signed=True) for each in differences), one.verdict]
+            cells += [*(interval_text(each, signed=True) for each in differences), one.verdict]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_in_words(found), "", *_details(found), ""])
 

@@ -150,8 +150,10 @@ def _facts_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
     return count, *changed, verdict, _time(one.get("seconds")), _tokens(one.get("tokens"))
 
 
-def interval_text(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """An `estimate_json` as `0.500 [0.400, 0.600]`; a dash where nothing was measured."""
+def interval_text(found: Estimate | Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """An estimate, or its `estimate_json`, as `0.500 [0.400, 0.600]`; a dash where nothing was measured."""
+    if isinstance(found, Estimate):
+        found = estimate_json(found)
     if not found or found["mean"] is None:
         return "–"
     form = "+.3f" if signed else ".3f"

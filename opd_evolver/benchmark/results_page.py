@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_evolver.benchmark.report import estimate_json, interval_text
+from opd_evolver.benchmark.report import interval_text
 from opd_evolver.benchmark.results import COLUMNS, DEPLOYED, RETAINED, Results, SeedResult, Verdict
 from opd_evolver.benchmark.rows import SIDES, Written
 from opd_evolver.benchmark.statistics import Estimate
@@ -170,7 +170,7 @@ def _verdict(one: Verdict) -> str:
     return _row(
         [
             one.claim.name,
-            interval_text(estimate_json(one.found), signed=True),
+            interval_text(one.found, signed=True),
             least,
             values,
             domains,
@@ -205,7 +205,7 @@ def _column(found: Results, name: str) -> str:
     return _row(
         [
             COLUMNS[name],
-            interval_text(estimate_json(estimate)),
+            interval_text(estimate),
             *(f"{value:.3f}" for value in found.values[name]),
             *domains,
         ]
@@ -230,8 +230,8 @@ def _kinds(found: Results) -> list[str]:
                 [
                     kind,
                     ", ".join(str(n) for n in one.n_tasks),
-                    *(interval_text(estimate_json(one.success[name])) for name in DEPLOYED),
-                    interval_text(estimate_json(one.gain), signed=True),
+                    *(interval_text(one.success[name]) for name in DEPLOYED),
+                    interval_text(one.gain, signed=True),
                     *_marks(one.select, one.select_gain),
                     *_marks(one.needed, one.needed_gain),
                 ]
@@ -245,8 +245,8 @@ def _kinds(found: Results) -> list[str]:
 
 
 def _marks(by_side: Mapping[str, Estimate], gain: Estimate) -> list[str]:
-    cells = [interval_text(estimate_json(by_side[side])) for side in SIDES]
-    return [*cells, interval_text(estimate_json(gain), signed=True)]
+    cells = [interval_text(by_side[side]) for side in SIDES]
+    return [*cells, interval_text(gain, signed=True)]
 
 
 def _written(one: Written | None) -> str:

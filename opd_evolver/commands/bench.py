@@ -45,7 +45,7 @@ def _unless_interrupted(given: argparse.Namespace, action: str, carry_out: Calla
 
 
 def _rounds(given: argparse.Namespace) -> int:
-    from opd_evolver.benchmark.report import estimate_json, interval_text
+    from opd_evolver.benchmark.report import interval_text
     from opd_evolver.benchmark.results import SeedResult, results
     from opd_evolver.steps.evidence import collect
 
@@ -69,7 +69,7 @@ def _rounds(given: argparse.Namespace) -> int:
     tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
         f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: "
-        f"{interval_text(estimate_json(one.found), signed=True)}, asked {one.claim.least:+.2f}"
+        f"{interval_text(one.found, signed=True)}, asked {one.claim.least:+.2f}"
         for one in pooled.verdicts
     ]
     result(tree, "\n".join([*lines, *files]), as_json=given.json)
