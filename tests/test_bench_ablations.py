@@ -90,10 +90,20 @@ def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None
     blunt = [seed(n, {"last_alone": 6, "last_memory": 5}) for n in range(2)]
     level = arms.compare(whole, blunt, "no-tool", samples=200)
     assert level.own is not None and level.own.mean == pytest.approx(0.4)
-    assert level.verdict == "earns its place with memory; needed by its own family types (+0.10 asked)"
+    assert level.verdict == (
+        "earns its place with memory; its own family types fall by 0.10 without it at the lower bound"
+    )
     text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", machine={}, seeds=[0, 1])
     assert "| no-tool | no entries of the level tool | 0.600 [" in text
-    assert f"- earns its place: `no-tool` ({level.verdict})\n- costs: none\n- no difference seen: none" in text
+    assert (
+        "- earns its place with memory: `no-tool` (no entries of the level tool)\n- its own family types fall" in text
+    )
+    unlike = [seed(0, {"last_alone": 6, "last_memory": 5}), whole[1]]
+    level = arms.compare(whole, unlike, "no-tool", samples=200)
+    assert level.own is not None and level.own.mean == pytest.approx(0.2)
+    assert level.verdict == "its own family types fall by 0.10 without it in the mean, not at the lower bound"
+    level = arms.compare(whole, whole, "no-tool", samples=200)
+    assert level.verdict == "its own family types do not fall by 0.10 without it"
     assert "| no-tool | +0.000, +0.000 | +0.400, +0.400 | 1.000 (1.000) |" in text
 
 
@@ -105,7 +115,7 @@ def test_an_arm_that_forgets_more_is_said_to() -> None:
     assert found.retained == {"write_exact": pytest.approx((0.95, 0.85))}
     text = arms.page([found], command="c", machine={}, seeds=[0, 1])
     assert "| no-anchor | -0.200, -0.200 | +0.000, +0.000 | 0.900 (0.850) |" in text
-    assert f"- earns its place: `no-anchor` ({found.verdict})\n- costs: `no-anchor`" in text
+    assert "- costs alone: `no-anchor` (no rehearsal)\n- keeps write_exact at 0.90 of the base's: `no-anchor`" in text
 
 
 def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ ARMS: dict[str, Arm] = {
 LEAST_LEVEL = 0.10
 COMPARED = ("last_alone", "last_memory")
 NOTHING_SEEN = "no difference seen"
+BETWEEN = "; "
 
 
 class ArmRun(Record):
@@ -186,12 +187,19 @@ def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost:
             said.append(f"earns its place {where}")
         elif one.high is not None and one.high < 0:
             said.append(f"costs {where}")
-    if own is not None and own.low is not None:
-        reached = "" if own.low >= LEAST_LEVEL else "not "
-        said.append(f"{reached}needed by its own family types (+{LEAST_LEVEL:.2f} asked)")
+    if own is not None:
+        said.append(_needed(own))
     if lost:
         said.append(f"keeps {', '.join(lost)} at {RETAINED:.2f} of the base's")
-    return "; ".join(said) or NOTHING_SEEN
+    return BETWEEN.join(said) or NOTHING_SEEN
+
+
+def _needed(own: Estimate) -> str:
+    if own.mean is None or own.mean < LEAST_LEVEL:
+        return f"its own family types do not fall by {LEAST_LEVEL:.2f} without it"
+    sure = own.low is not None and own.low >= LEAST_LEVEL
+    where = "at the lower bound" if sure else "in the mean, not at the lower bound"
+    return f"its own family types fall by {LEAST_LEVEL:.2f} without it {where}"
 
 
 def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str], seeds: Sequence[int]) -> str:
@@ -226,18 +234,13 @@ def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str
 
 
 def _in_words(found: Sequence[Comparison]) -> list[str]:
-    """What the table says of each part, plainly."""
-    arms = [one for one in found if one.arm != WHOLE]
-    earns = [one for one in arms if "earns its place" in one.verdict or "keeps" in one.verdict]
-    costs = [one for one in arms if "costs" in one.verdict]
-    lines = ["## What earns its place", ""]
-    for title, which in (
-        ("earns its place", earns),
-        ("costs", costs),
-        ("no difference seen", [one for one in arms if one not in earns and one not in costs]),
-    ):
-        lines.append(f"- {title}: " + ("; ".join(f"`{one.arm}` ({one.verdict})" for one in which) or "none"))
-    return lines
+    """What the table says of each part, plainly: every statement with the arms it is made of."""
+    said: dict[str, list[str]] = {}
+    for one in found:
+        for statement in one.verdict.split(BETWEEN) if one.arm != WHOLE else ():
+            said.setdefault(statement, []).append(f"`{one.arm}` ({one.what})")
+    lines = [f"- {statement}: {', '.join(arms)}" for statement, arms in sorted(said.items())]
+    return ["## What the parts earn", "", "The part that each arm leaves out:", "", *lines]
 
 
 def _details(found: Sequence[Comparison]) -> list[str]:
