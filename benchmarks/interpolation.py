@@ -96,10 +96,6 @@ def counts(one: Outcomes, other: Outcomes) -> tuple[int, int, float]:
     return lost, gained, sum(before[task] or alone[task] for task in before) / len(before)
 
 
-def text(found: Estimate, *, signed: bool = False) -> str:
-    return interval_text(found, signed=signed)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
@@ -134,12 +130,12 @@ def table(found: dict[float, list[tuple[Outcomes, dict[str, Estimate]]]]) -> lis
         told = [counts(base, mixed) for (base, _), (mixed, _) in zip(found[0.0], runs, strict=True)]
         cells = [
             f"{alpha:g}",
-            text(pooled(units(alpha, "alone"))),
-            text(pooled(units(alpha, "memory"))),
-            text(pooled_difference(units(alpha, "memory"), units(0.0, "memory")), signed=True),
+            interval_text(pooled(units(alpha, "alone"))),
+            interval_text(pooled(units(alpha, "memory"))),
+            interval_text(pooled_difference(units(alpha, "memory"), units(0.0, "memory")), signed=True),
             " ".join(f"{lost}/{gained}" for lost, gained, _ in told),
             " ".join(f"{share:.3f}" for *_, share in told),
-            *(text(pooled(units(alpha, "fresh"))) for _ in fresh),
+            *(interval_text(pooled(units(alpha, "fresh"))) for _ in fresh),
         ]
         for name in RETENTION_METRICS:
             means = [kept[name].mean if name in kept else None for _, kept in runs]

@@ -14,7 +14,7 @@ from opd_evolver import lineage
 from opd_evolver.benchmark import arms, arms_kept
 from opd_evolver.benchmark.results import DEPLOYED, SeedResult
 from opd_evolver.benchmark.statistics import Outcome
-from opd_evolver.errors import SetupError
+from opd_evolver.errors import SchemaError, SetupError
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.params import AttributionParams, load_preset, merge
 from opd_evolver.records import LedgerRow
@@ -150,6 +150,10 @@ def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:
         arms_kept.read(first, arms=["whole"], parameters="q", here=())
     with pytest.raises(SetupError, match="no file"):
         read(tmp_path / "none.json")
+    newer = tmp_path / "newer.json"
+    newer.write_text(first.read_text().replace('"schema_version":', '"schema_version":9', 1))
+    with pytest.raises(SchemaError, match="upgrade"):
+        read(newer)
     first.write_text(first.read_text().replace('"last_alone":"1', '"last_alone":"', 1))
     with pytest.raises(SetupError, match=r"seed 0, whole: last_alone is not a 0 or 1 for each of 80 tasks"):
         read(first)

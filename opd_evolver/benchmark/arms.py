@@ -60,8 +60,6 @@ ARMS: dict[str, Arm] = {
 }
 LEAST_LEVEL = 0.10
 COMPARED = ("last_alone", "last_memory")
-NOTHING_SEEN = "no difference seen"
-BETWEEN = "; "
 
 
 class ArmRun(Record):
@@ -104,7 +102,7 @@ class Comparison(Record):
         own: of a level that is left out, the same with memory on its own family types; else None.
         values: each seed's whole minus arm, by column.
         retained: metric of retention → what the arm keeps of the base's, seed by seed.
-        verdict: in words, by the intervals, and of retention by what was asked of every seed.
+        said: statements in words, by the intervals, and of retention by what was asked of every seed.
     """
 
     arm: str
@@ -115,7 +113,12 @@ class Comparison(Record):
     own: Estimate | None
     values: dict[str, tuple[float, ...]]
     retained: dict[str, tuple[float, ...]]
-    verdict: str
+    said: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """All statements on one line."""
+        return "; ".join(self.said)
 
 
 def compare(whole: Sequence[ArmRun], arm: Sequence[ArmRun], name: str, *, samples: int = SAMPLES) -> Comparison:
@@ -167,7 +170,7 @@ def compare(whole: Sequence[ArmRun], arm: Sequence[ArmRun], name: str, *, sample
             for column in COMPARED
         },
         retained=kept["arm"],
-        verdict=_verdict(alone, with_memory, own, _lost(kept["whole"], kept["arm"])),
+        said=_said(alone, with_memory, own, _lost(kept["whole"], kept["arm"])),
     )
 
 
@@ -180,7 +183,7 @@ def _lost(whole: Mapping[str, Sequence[float]], arm: Mapping[str, Sequence[float
     return [name for name, kept in arm.items() if min(kept) < RETAINED <= min(whole[name])]
 
 
-def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost: Sequence[str]) -> str:
+def _said(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost: Sequence[str]) -> tuple[str, ...]:
     said = []
     for where, one in (("alone", alone), ("with memory", with_memory)):
         if one.low is not None and one.low > 0:
@@ -191,7 +194,7 @@ def _verdict(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost:
         said.append(_needed(own))
     if lost:
         said.append(f"keeps {', '.join(lost)} at {RETAINED:.2f} of the base's")
-    return BETWEEN.join(said) or NOTHING_SEEN
+    return tuple(said) or ("no difference seen",)
 
 
 def _needed(own: Estimate) -> str:
@@ -237,7 +240,7 @@ def _in_words(found: Sequence[Comparison]) -> list[str]:
     """What the table says of each part, plainly: every statement with the arms it is made of."""
     said: dict[str, list[str]] = {}
     for one in found:
-        for statement in one.verdict.split(BETWEEN) if one.arm != WHOLE else ():
+        for statement in one.said if one.arm != WHOLE else ():
             said.setdefault(statement, []).append(f"`{one.arm}` ({one.what})")
     lines = [f"- {statement}: {', '.join(arms)}" for statement, arms in sorted(said.items())]
     return ["## What the parts earn", "", "The part that each arm leaves out:", "", *lines]

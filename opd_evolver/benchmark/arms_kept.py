@@ -13,6 +13,7 @@ from pydantic import ValidationError, model_validator
 from opd_evolver.benchmark.arms import WHOLE, ArmRun
 from opd_evolver.benchmark.results import DEPLOYED, Units
 from opd_evolver.benchmark.statistics import Unit
+from opd_evolver.durable import read_json
 from opd_evolver.errors import SetupError
 from opd_evolver.params import Params
 from opd_evolver.records import SCHEMA_VERSION, Level, Record, canonical_json, digest_of
@@ -113,15 +114,17 @@ def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[i
 
     Raises:
         SetupError: no such file, other parameters, a seed of here, or one without one of the arms.
+        CorruptionError: no JSON object.
+        SchemaError: written by a newer version.
     """
+    if not file.exists():
+        raise SetupError(f"no file {file}", "what `opd bench ablations` wrote", "--add FILE")
     try:
-        kept = Kept.model_validate_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise SetupError(f"no file {file}", "what `opd bench ablations` wrote", "--add FILE") from problem
+        kept = Kept.model_validate(read_json(file))
     except ValidationError as problem:
         first = problem.errors()[0]
         seen = ": ".join(str(one) for one in (file, *first["loc"], first["msg"]))
-        raise SetupError(seen, "what `opd bench ablations` wrote", "take the file from its run again") from problem
+        raise SetupError(seen, "what `opd bench ablations` wrote", "take the file from its run again") from None
     if kept.parameters != parameters:
         raise SetupError(
             f"{file} is of the parameters {kept.parameters[:12]}",

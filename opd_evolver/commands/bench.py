@@ -19,7 +19,7 @@ from opd_evolver.console import result, say
 from opd_evolver.durable import read_json, write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
-from opd_evolver.params import nearest, parse_set
+from opd_evolver.params import load, nearest, parse_set
 from opd_evolver.records import canonical_json
 from opd_evolver.steps import dispatch, plan, prepare
 
@@ -52,7 +52,7 @@ def _rounds(given: argparse.Namespace) -> int:
     found: list[SeedResult] = []
     champions: list[SeedResult] = []
     for number in range(given.seeds):
-        run = _carried_out(given, number, given.name)
+        run = _carried_out(given, number, given.name, {})
         say(f"{run.lineage}: measuring")
         found.append(collect(run))
         held = plan.current(run).round
@@ -83,24 +83,20 @@ def _ablations(given: argparse.Namespace) -> int:
     wanted = [arms.WHOLE, *(name for name in given.arms or arms.ARMS if name != arms.WHOLE)]
     if unknown := [name for name in wanted if name not in arms.ARMS]:
         raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
+    # Before hours of running: a file that cannot be pooled with them.
+    parameters = arms_kept.parameters_digest(load(preset=given.preset, overrides=_overrides(given, 0, {})))
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    added = [arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds) for file in given.add]
+    elsewhere = arms_kept.joined(dict.fromkeys(wanted, ()), added)
     # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
     here: dict[str, list[arms.ArmRun]] = {name: [] for name in wanted}
-    elsewhere: list[arms_kept.Found] = []
-    seeds = range(given.first_seed, given.first_seed + given.seeds)
-    parameters = ""
     for number in range(given.seeds):
         for name in wanted:
             whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
-            run = _opened(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides)
-            if not parameters:
-                parameters = arms_kept.parameters_digest(run.params)
-                elsewhere = [
-                    arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds) for file in given.add
-                ]
-            _to_its_end(run, whole)
+            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
             say(f"{run.lineage}: measuring")
             here[name].append(arms.arm_run(collect(run, novel=False)))
-    found = arms_kept.joined(here, elsewhere)
+    found = arms_kept.joined(here, [elsewhere])
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
     text = arms.page(
         compared,
@@ -112,43 +108,40 @@ def _ablations(given: argparse.Namespace) -> int:
     files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
     write_text(files[0], text)
     write_text(files[1], canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
-    write_text(files[2], arms_kept.keep(found, parameters).model_dump_json(indent=1) + "\n")
+    write_text(files[2], canonical_json(arms_kept.keep(found, parameters)) + "\n")
     tree = {"files": [str(file) for file in files], "verdicts": {one.arm: one.verdict for one in compared}}
     lines = [f"{one.arm:20} {one.verdict}" for one in compared if one.arm != arms.WHOLE]
     result(tree, "\n".join([*lines, *tree["files"]]), as_json=given.json)
     return 0
 
 
-def _carried_out(given: argparse.Namespace, number: int, name: str) -> Run:
-    """The finished run of a seed."""
-    run = _opened(given, number, name, {})
-    _to_its_end(run)
-    return run
-
-
-def _opened(given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any]) -> Run:
-    seed = given.first_seed + number
-    overrides: dict[str, Any] = {**parse_set(given.pairs), **arm, "seed": seed}
+def _overrides(given: argparse.Namespace, number: int, arm: Mapping[str, Any]) -> dict[str, Any]:
+    overrides: dict[str, Any] = {**parse_set(given.pairs), **arm, "seed": given.first_seed + number}
     if given.policy:
         overrides["policy.path"] = given.policy[number % len(given.policy)]
-    return prepare.open_for_work(prepare.artifact_root(), f"{name}-s{seed}", preset=given.preset, overrides=overrides)
+    return overrides
 
 
-def _to_its_end(run: Run, whole: str | None = None) -> None:
-    """What is missing is run; what the run would make as the run `whole` did is taken from there."""
-    if run.is_complete():
-        return
-    if whole is not None:
-        from opd_evolver.steps.adopt import adopt
+def _carried_out(
+    given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any], whole: str | None = None
+) -> Run:
+    """The finished run of a seed; what it would make as the run `whole` did is taken from there."""
+    overrides = _overrides(given, number, arm)
+    name = f"{name}-s{overrides['seed']}"
+    run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
+    if not run.is_complete():
+        if whole is not None:
+            from opd_evolver.steps.adopt import adopt
 
-        if adopt(run, lineage.open_run(run.root, whole)):
-            say(f"{run.lineage}: goes on behind the fast loop of {whole}")
+            if adopt(run, lineage.open_run(run.root, whole)):
+                say(f"{run.lineage}: goes on behind the fast loop of {whole}")
 
-    def carry_out(watch: Watch) -> None:
-        watch.say(f"seed {run.params.seed}: run `{run.lineage}`")
-        dispatch.locally(run, watch.tick)
+        def carry_out(watch: Watch) -> None:
+            watch.say(f"seed {overrides['seed']}: run `{name}`")
+            dispatch.locally(run, watch.tick)
 
-    to_its_end(run, carry_out)
+        to_its_end(run, carry_out)
+    return run
 
 
 def _write(given: argparse.Namespace, pooled: Any, champion: Any) -> list[str]:
