@@ -76,7 +76,7 @@ def seed(number: int, won: dict[str, int], kept: float = 1.0) -> arms.ArmRun:
         kinds={"home tool": odd},
         retention={"write_exact": (0.5, 0.5 * kept)},
     )
-    return arms.arm_run(found)
+    return arms.arm_run(found, {"date": "d"})
 
 
 def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None:
@@ -93,7 +93,10 @@ def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None
     assert level.verdict == (
         "earns its place with memory; its own family types fall by 0.10 without it at the lower bound"
     )
-    text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", machine={}, seeds=[0, 1])
+    text = arms.page([arms.compare(whole, whole, "whole", samples=50), level], command="c", runs=whole)
+    assert "Seeds 0, 1. Success" in text and "\n- seed 0, 1: date d\n" in text
+    other = [whole[0], whole[1].model_copy(update={"measured": {}})]
+    assert "- seed 0: date d\n- seed 1: when and on what is not known\n" in arms.page([level], command="c", runs=other)
     assert "| no-tool | no entries of the level tool | 0.600 [" in text
     assert (
         "- earns its place with memory: `no-tool` (no entries of the level tool)\n- its own family types fall" in text
@@ -113,7 +116,7 @@ def test_an_arm_that_forgets_more_is_said_to() -> None:
     found = arms.compare(whole, forgets, "no-anchor", samples=200)
     assert found.verdict == "costs alone; keeps write_exact at 0.90 of the base's"
     assert found.retained == {"write_exact": pytest.approx((0.95, 0.85))}
-    text = arms.page([found], command="c", machine={}, seeds=[0, 1])
+    text = arms.page([found], command="c", runs=whole)
     assert "| no-anchor | -0.200, -0.200 | +0.000, +0.000 | 0.900 (0.850) |" in text
     assert "- costs alone: `no-anchor` (no rehearsal)\n- keeps write_exact at 0.90 of the base's: `no-anchor`" in text
 
@@ -230,10 +233,13 @@ def test_two_arms_of_the_real_flow(
     # The other seed is of another machine, whose runs are not here: the same runs, told as seed 1.
     elsewhere = json.loads(Path("out/ablations.seeds.json").read_text())
     elsewhere["runs"]["1"] = elsewhere["runs"].pop("0")
+    for one in elsewhere["runs"]["1"].values():
+        one["measured"] = {"date": "elsewhere"}
     Path("elsewhere.json").write_text(json.dumps(elsewhere))
     said = opd(*words, "--add", "elsewhere.json")
     assert said.code == 0, said.err
     text = Path("out/ablations.md").read_text()
+    assert "- seed 0: date " in text and "- seed 1: date elsewhere\n" in text
     assert "Seeds 0, 1." in text and "--add elsewhere.json" in text
     assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0", "1"}
     said = opd(*words, "--add", "out/ablations.seeds.json")

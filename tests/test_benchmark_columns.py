@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from opd_evolver.benchmark.columns import PolicySource, ResultStore, difference, mean, run_column
 from opd_evolver.benchmark.gate import decide
-from opd_evolver.benchmark.measure import Benchmark, Contestant, RoundMeasurement, measure_base, measure_round
+from opd_evolver.benchmark.measure import Benchmark, Columns, Contestant, RoundMeasurement, measure_base, measure_round
 from opd_evolver.benchmark.protocols import FreshProtocol, FrozenProtocol, MemorySource, StreamingProtocol
-from opd_evolver.benchmark.report import rounds_object, rounds_table
+from opd_evolver.benchmark.report import retained_json, rounds_object, rounds_table
 from opd_evolver.environments import registry
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.errors import OutageError, SetupError
@@ -249,11 +249,38 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
     for name in ("base_memory_minus_base_alone", "last_alone_minus_base_alone"):
         assert {"mean", "low", "high"} <= set(tree["differences"][name])
     assert tree["base"]["columns"]["with_memory"]["mean"] == 1.0
-    told = {"round", "gate", "digests", "memories", "maintenance", "seconds", "tokens", "columns", "headroom"}
+    told = {
+        "round",
+        "gate",
+        "digests",
+        "memories",
+        "maintenance",
+        "seconds",
+        "tokens",
+        "columns",
+        "retained",
+        "headroom",
+    }
     assert told == set(tree["rounds"][0])
     table = rounds_table(tree).splitlines()
     assert table[2].startswith("base") and table[3].startswith("1 ") and "promoted" in table[3] and "1:23" in table[3]
     assert re.search(r"144/2/1/3 +4 +9 +promoted", table[3])
+    assert tree["rounds"][0]["retained"]["memory_use"] == 1.0
+    assert any(line.startswith("round 1 keeps of the base's: memory_use 1.000, ") for line in table)
+
+
+def test_what_a_round_keeps_is_its_share_of_the_base(pool: EnvironmentPool, tmp_path: Path) -> None:
+    base, one = whole_round(pool, tmp_path)
+    now = one.columns.retention_metrics["memory_use"]
+    before = {"memory_use": 0.8, "write_exact": 0.0, "override": None}
+    after = {"memory_use": 0.6, "write_exact": 0.5, "override": 0.5, "select_f1": 0.5}
+
+    def columns(means: Mapping[str, float | None]) -> Columns:
+        metrics = {name: now.model_copy(update={"mean": mean}) for name, mean in means.items()}
+        return base.columns.model_copy(update={"retention_metrics": metrics})
+
+    assert retained_json(columns(before), columns(after)) == {"memory_use": pytest.approx(0.75)}
+    assert retained_json(columns(before), columns({"memory_use": None})) == {}
 
 
 def test_the_same_round_measured_twice_has_one_digest(pool: EnvironmentPool, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from pydantic import Field
+
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
 from opd_evolver.benchmark.report import interval_text
@@ -71,6 +73,7 @@ class ArmRun(Record):
         columns: success by the names of DEPLOYED, always of the same tasks.
         homes: of each task the level that its family's hidden rule asks for.
         retention: metric → (base, last).
+        measured: when and on what, by name; empty: not known.
     """
 
     seed: int
@@ -79,10 +82,16 @@ class ArmRun(Record):
     columns: dict[str, Units]
     homes: dict[str, Level]
     retention: dict[str, tuple[float, float]]
+    measured: dict[str, str] = Field(default_factory=dict)
 
 
-def arm_run(found: SeedResult) -> ArmRun:
-    """Of all that a finished run's columns came to, what arms are compared by."""
+def arm_run(found: SeedResult, measured: Mapping[str, str]) -> ArmRun:
+    """Of all that a finished run's columns came to, what arms are compared by.
+
+    Args:
+        found: the run's columns.
+        measured: when and on what, by name.
+    """
     return ArmRun(
         seed=found.seed,
         lineage=found.lineage,
@@ -90,6 +99,7 @@ def arm_run(found: SeedResult) -> ArmRun:
         columns={column: units_of(found.columns[column]) for column in DEPLOYED},
         homes={task: level for level in LEVELS for task in sorted(found.kinds.get(rows.home(level), frozenset()))},
         retention=found.retention,
+        measured=dict(measured),
     )
 
 
@@ -205,18 +215,24 @@ def _needed(own: Estimate) -> str:
     return f"its own family types fall by {LEAST_LEVEL:.2f} without it {where}"
 
 
-def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str], seeds: Sequence[int]) -> str:
-    """All arms as Markdown."""
+def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun]) -> str:
+    """All arms as Markdown.
+
+    Args:
+        found: the whole, then each arm against it.
+        command: what makes the page again.
+        runs: the whole's, one of each seed.
+    """
     lines = [
         "# Ablations",
         "",
         f"    {command}",
         "",
-        f"Seeds {', '.join(map(str, seeds))}. Success on deploy-test; differences are the whole minus the arm, "
+        f"Seeds {_listed(runs)}. Success on deploy-test; differences are the whole minus the arm, "
         "paired by task and seed, with 95 % intervals by resampling families and seeds: positive is what the part "
         "gives.",
         "",
-        *(f"- {name}: {value}" for name, value in machine.items()),
+        *_measured(runs),
         "",
         "| arm | | alone | with memory | whole - arm, alone | with memory | own family types | |",
         "|---|---|---|---|---|---|---|---|",
@@ -234,6 +250,19 @@ def page(found: Sequence[Comparison], *, command: str, machine: Mapping[str, str
             cells += [*(interval_text(each, signed=True) for each in differences), one.verdict]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_in_words(found), "", *_details(found), ""])
+
+
+def _listed(runs: Sequence[ArmRun]) -> str:
+    return ", ".join(str(one.seed) for one in runs)
+
+
+def _measured(runs: Sequence[ArmRun]) -> list[str]:
+    """When and on what each seed was measured; seeds of one day and machine are one line."""
+    alike: dict[str, list[ArmRun]] = {}
+    for one in runs:
+        told = "; ".join(f"{name} {value}" for name, value in one.measured.items())
+        alike.setdefault(told or "when and on what is not known", []).append(one)
+    return [f"- seed {_listed(those)}: {told}" for told, those in alike.items()]
 
 
 def _in_words(found: Sequence[Comparison]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from opd_evolver.benchmark.arms import WHOLE, ArmRun
 from opd_evolver.benchmark.results import DEPLOYED, Units
@@ -31,12 +31,13 @@ class KeptTask(Record):
 
 
 class KeptRun(Record):
-    """One arm from one seed; `success`: column → a 0 or 1 for each task."""
+    """One arm from one seed; `success`: column → a 0 or 1 for each task; `measured`: when and on what."""
 
     lineage: str
     weights: str
     success: dict[str, str]
     retention: dict[str, tuple[float, float]]
+    measured: dict[str, str] = Field(default_factory=dict)
 
 
 class Kept(Record):
@@ -94,6 +95,7 @@ def keep(found: Mapping[str, Sequence[ArmRun]], parameters: str) -> Kept:
                 weights=one.weights,
                 success={column: _word(one.columns[column], order) for column in DEPLOYED},
                 retention=one.retention,
+                measured=one.measured,
             )
     return Kept(parameters=parameters, tasks=tasks, runs=runs)
 
@@ -152,7 +154,13 @@ def _run(kept: Kept, seed: int, arm: str) -> ArmRun:
     }
     homes = {task.task_id: task.home for task in kept.tasks if task.home is not None}
     return ArmRun(
-        seed=seed, lineage=one.lineage, weights=one.weights, columns=columns, homes=homes, retention=one.retention
+        seed=seed,
+        lineage=one.lineage,
+        weights=one.weights,
+        columns=columns,
+        homes=homes,
+        retention=one.retention,
+        measured=one.measured,
     )
 
 

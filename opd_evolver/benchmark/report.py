@@ -38,6 +38,16 @@ def headroom_json(one: RoundMeasurement) -> Tree:
     return {kind: row.model_dump(mode="json") for kind, row in one.headroom.items()}
 
 
+def retained_json(base: Columns, columns: Columns) -> dict[str, float]:
+    """Metric of retention → share of the base's mean; what the base cannot do, or was not measured, is left out."""
+    retained = {}
+    for name, one in columns.retention_metrics.items():
+        before = base.retention_metrics.get(name)
+        if one.mean is not None and before is not None and before.mean:
+            retained[name] = one.mean / before.mean
+    return retained
+
+
 def rounds_object(
     *,
     name: str,
@@ -68,7 +78,12 @@ def rounds_object(
         "protocol": base.protocol,
         "base": {"columns": base_columns},
         "rounds": [
-            {**facts, "columns": columns_json(one.columns), "headroom": headroom_json(one)}
+            {
+                **facts,
+                "columns": columns_json(one.columns),
+                "retained": retained_json(base.columns, one.columns),
+                "headroom": headroom_json(one),
+            }
             for facts, one in zip(rounds, measured, strict=True)
         ],
         "differences": {
@@ -109,6 +124,10 @@ def rounds_table(tree: Mapping[str, Any]) -> str:
     for key, words in shown.items():
         if tree["differences"].get(key):
             lines.append(f"{words}: {interval_text(tree['differences'][key], signed=True)}")
+    for one in tree["rounds"]:
+        if retained := one.get("retained"):
+            listed = ", ".join(f"{metric} {share:.3f}" for metric, share in retained.items())
+            lines.append(f"round {one['round']} keeps of the base's: {listed}")
     lines += _headroom(tree["rounds"][-1]) if tree["rounds"] else []
     for one in tree["rounds"]:
         if rejected := one.get("rejected"):

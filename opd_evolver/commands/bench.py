@@ -95,15 +95,10 @@ def _ablations(given: argparse.Namespace) -> int:
             whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
             run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
             say(f"{run.lineage}: measuring")
-            here[name].append(arms.arm_run(collect(run, novel=False)))
+            here[name].append(arms.arm_run(collect(run, novel=False), _machine()))
     found = arms_kept.joined(here, [elsewhere])
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
-    text = arms.page(
-        compared,
-        command=_command(given, "ablations"),
-        machine=_machine(),
-        seeds=[one.seed for one in found[arms.WHOLE]],
-    )
+    text = arms.page(compared, command=_command(given, "ablations"), runs=found[arms.WHOLE])
     out = Path(given.out)
     files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
     write_text(files[0], text)
