@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opd_evolver.benchmark.columns import PolicySource, ResultStore, difference, mean, run_column
-from opd_evolver.benchmark.gate import decide
+from opd_evolver.benchmark.gate import RETENTION_METRICS, decide
 from opd_evolver.benchmark.measure import Benchmark, Columns, Contestant, RoundMeasurement, measure_base, measure_round
 from opd_evolver.benchmark.protocols import FreshProtocol, FrozenProtocol, MemorySource, StreamingProtocol
 from opd_evolver.benchmark.report import retained_json, rounds_object, rounds_table
@@ -266,14 +266,15 @@ def test_a_round_is_measured_reported_and_gated(pool: EnvironmentPool, tmp_path:
     assert table[2].startswith("base") and table[3].startswith("1 ") and "promoted" in table[3] and "1:23" in table[3]
     assert re.search(r"144/2/1/3 +4 +9 +promoted", table[3])
     assert tree["rounds"][0]["retained"]["memory_use"] == 1.0
-    assert any(line.startswith("round 1 keeps of the base's: memory_use 1.000, ") for line in table)
+    (line,) = [line for line in table if line.startswith("round 1 keeps of the base's: ")]
+    assert re.findall(r"(\w+) \d", line.partition(": ")[2]) == list(RETENTION_METRICS)
 
 
 def test_what_a_round_keeps_is_its_share_of_the_base(pool: EnvironmentPool, tmp_path: Path) -> None:
     base, one = whole_round(pool, tmp_path)
     now = one.columns.retention_metrics["memory_use"]
-    before = {"memory_use": 0.8, "write_exact": 0.0, "override": None}
-    after = {"memory_use": 0.6, "write_exact": 0.5, "override": 0.5, "select_f1": 0.5}
+    before = {"memory_use": 0.8, "memory_use.tip": 0.8, "write_exact": 0.0, "override": None}
+    after = {"memory_use": 0.6, "memory_use.tip": 0.6, "write_exact": 0.5, "override": 0.5, "select_f1": 0.5}
 
     def columns(means: Mapping[str, float | None]) -> Columns:
         metrics = {name: now.model_copy(update={"mean": mean}) for name, mean in means.items()}

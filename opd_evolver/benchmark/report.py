@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opd_evolver.benchmark.gate import RETENTION_METRICS
 from opd_evolver.benchmark.measure import Columns, RoundMeasurement
 from opd_evolver.benchmark.rows import HOME
 from opd_evolver.benchmark.statistics import Estimate
@@ -41,10 +42,10 @@ def headroom_json(one: RoundMeasurement) -> Tree:
 def retained_json(base: Columns, columns: Columns) -> dict[str, float]:
     """Metric of retention → share of the base's mean; what the base cannot do, or was not measured, is left out."""
     retained = {}
-    for name, one in columns.retention_metrics.items():
-        before = base.retention_metrics.get(name)
-        if one.mean is not None and before is not None and before.mean:
-            retained[name] = one.mean / before.mean
+    for name in RETENTION_METRICS:
+        before, after = (one.retention_metrics.get(name) for one in (base, columns))
+        if before is not None and before.mean and after is not None and after.mean is not None:
+            retained[name] = after.mean / before.mean
     return retained
 
 
