@@ -39,14 +39,19 @@ def headroom_json(one: RoundMeasurement) -> Tree:
     return {kind: row.model_dump(mode="json") for kind, row in one.headroom.items()}
 
 
-def retained_json(base: Columns, columns: Columns) -> dict[str, float]:
-    """Metric of retention → share of the base's mean; what the base cannot do, or was not measured, is left out."""
-    retained = {}
+def retention_pairs(base: Columns, columns: Columns) -> dict[str, tuple[float, float]]:
+    """Metric of retention → (base, round); what was not measured of both is left out."""
+    found = {}
     for name in RETENTION_METRICS:
         before, after = (one.retention_metrics.get(name) for one in (base, columns))
-        if before is not None and before.mean and after is not None and after.mean is not None:
-            retained[name] = after.mean / before.mean
-    return retained
+        if before is not None and before.mean is not None and after is not None and after.mean is not None:
+            found[name] = (before.mean, after.mean)
+    return found
+
+
+def retained_json(base: Columns, columns: Columns) -> dict[str, float]:
+    """Metric of retention → share of the base's mean; what the base cannot do, or was not measured, is left out."""
+    return {name: after / before for name, (before, after) in retention_pairs(base, columns).items() if before > 0}
 
 
 def rounds_object(

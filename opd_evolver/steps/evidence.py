@@ -6,9 +6,9 @@ from pathlib import Path
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.columns import PolicySource, ResultStore
-from opd_evolver.benchmark.gate import RETENTION_METRICS
-from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant, RoundMeasurement
+from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant
 from opd_evolver.benchmark.protocols import MemorySource
+from opd_evolver.benchmark.report import retention_pairs
 from opd_evolver.benchmark.results import SeedResult
 from opd_evolver.benchmark.statistics import Estimate
 from opd_evolver.environments import registry
@@ -61,7 +61,7 @@ def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedR
         lineage=run.lineage,
         round=last,
         columns=outcomes,
-        retention=_retention(measured[0], measured[-1]),
+        retention=retention_pairs(measured[0].columns, measured[-1].columns),
         curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
         digests={"base": base_digest, **digests},
         seconds=tuple(float((run.summary(one) or {})["seconds"]) for one in range(last + 1)),
@@ -88,12 +88,3 @@ def source(run: Run, folder: Path, digest: str) -> PolicySource:
 
     device = load_settings().device
     return PolicySource(digest, lambda: open_policy(run.params.policy, folder, device, version=digest[:16]))
-
-
-def _retention(base: RoundMeasurement, last: RoundMeasurement) -> dict[str, tuple[float, float]]:
-    found = {}
-    for name in RETENTION_METRICS:
-        before, after = (_mean(one.columns.retention_metrics.get(name)) for one in (base, last))
-        if before is not None and after is not None:
-            found[name] = (before, after)
-    return found
