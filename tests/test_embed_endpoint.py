@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -123,8 +124,11 @@ def test_nobody_listens(server: EmbeddingServer) -> None:
         opened(server, patience_s=0.1).embed(TEXTS)
 
 
-def test_retry_after_is_obeyed(server: EmbeddingServer) -> None:
-    server.faults = [raw(429, "", Retry_After="1")]
+@pytest.mark.parametrize("date", [False, True])
+def test_retry_after_is_obeyed(server: EmbeddingServer, date: bool) -> None:
+    # A date has whole seconds.
+    told = email.utils.formatdate(time.time() + 2, usegmt=True) if date else "1"
+    server.faults = [raw(429, "", Retry_After=told)]
     began = time.monotonic()
     opened(server).embed(TEXTS[:1])
     assert time.monotonic() - began >= 1.0

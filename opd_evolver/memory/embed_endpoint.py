@@ -8,7 +8,6 @@ Its address and key are site settings (OPD_EMBEDDINGS_URL, OPD_EMBEDDINGS_API_KE
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import SecretStr
 
+from opd_evolver.console import say
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.memory.embed import embed_told, other_dimension, unit
+from opd_evolver.memory.unit_vectors import embed_told, other_dimension, unit
+from opd_evolver.retries import may_pass, retry_after_s
 from opd_evolver.settings import Settings
 
 FIRST_WAIT_S, LONGEST_WAIT_S, HEARTBEAT_S = 0.5, 30.0, 5.0
 MOST_BYTES = 256_000_000
 MEND = "mend it or set OPD_EMBEDDINGS_URL, then: opd resume"
-MAY_MEND = {408, 409, 425, 429}
 
 
 class _Again(Exception):
@@ -145,7 +145,7 @@ class EndpointEmbedder:
                 if told is None or now - told >= HEARTBEAT_S:
                     told = now
                     said = f"{error.why}: trying again ({now - began:.0f} s of {self._patience_s:.0f} s)"
-                    print(f"embeddings endpoint {self.url}: {said}", file=sys.stderr, flush=True)
+                    say(f"embeddings endpoint {self.url}: {said}")
                 time.sleep(min(max(wait_s, error.after_s), left_s))
                 wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
 
@@ -155,8 +155,8 @@ class EndpointEmbedder:
             found = _vectors(body, len(texts))
             self.expect(found.shape[1])
             return found
-        if status in MAY_MEND or status >= 500:
-            raise _Again(f"status {status}: {self._said(body)}", _seconds(headers.get("retry-after")))
+        if may_pass(status):
+            raise _Again(f"status {status}: {self._said(body)}", retry_after_s(headers.get("retry-after")) or 0.0)
         if status in (401, 403):
             raise SetupError(f"{self.url} refuses the key (status {status})", "its key", "set OPD_EMBEDDINGS_API_KEY")
         raise SetupError(
@@ -195,11 +195,6 @@ class EndpointEmbedder:
         text = " ".join(body[:2000].decode("utf-8", "replace").split())
         key = self._key.get_secret_value() if self._key is not None else ""
         return (text.replace(key, "***") if key else text)[:200] or "no text"
-
-
-def _seconds(told: str | None) -> float:
-    """What Retry-After asks for; its form as a date is not read."""
-    return float(told) if told is not None and told.isdigit() else 0.0
 
 
 def _vectors(body: bytes, n: int) -> npt.NDArray[np.float32]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.memory.embed import embed_told, other_dimension, unit
+from opd_evolver.memory.unit_vectors import embed_told, other_dimension, unit
 
 INSTALL = "pip install 'opd-evolver[st]'"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.memory.protocol import Embedder
+from opd_evolver.memory.unit_vectors import clean
 from opd_evolver.settings import Settings
 
 CHUNK = 128
@@ -31,11 +32,6 @@ Vector = npt.NDArray[np.float32]
 def folder_of(settings: Settings) -> Path:
     """Where the vectors of this project lie."""
     return settings.artifact_root.resolve() / ".opd" / "vectors"
-
-
-def clean(text: str) -> str:
-    """Lone surrogates have no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def key_of(text: str) -> str:

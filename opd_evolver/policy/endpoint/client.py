@@ -7,7 +7,6 @@ then it is an outage, never a failure of the agent. What will not mend itself is
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import random
 import ssl
 import time
@@ -20,11 +19,11 @@ from opd_evolver.console import say
 from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.policy.endpoint import wire
 from opd_evolver.policy.endpoint.address import KEY, URL, Address
+from opd_evolver.retries import may_pass, retry_after_s
 
 FIRST_WAIT_S, LONGEST_WAIT_S, HEARTBEAT_S, CONNECT_S = 0.5, 30.0, 5.0, 10.0
 MOST_MALFORMED = 3
 MOST_BYTES = 32_000_000
-_PASSING = {408, 409, 425, 429}
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -174,8 +173,8 @@ class Client:
         """What a status other than 200 means."""
         status, said = response.status_code, self.where.scrubbed(wire.error_text(raw))
         seen = f"{status}{f': {said}' if said else ''}"
-        if status in _PASSING or status >= 500:
-            return _Passing(f"answers {seen}", _retry_after_s(response.headers.get("retry-after")))
+        if may_pass(status):
+            return _Passing(f"answers {seen}", retry_after_s(response.headers.get("retry-after")))
         if status in (401, 403):
             return SetupError(f"{self.where.url} refuses the key ({seen})", "a key that it accepts", f"set {KEY}")
         if status == 404:
@@ -223,17 +222,3 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
             yield line.rstrip(b"\r")
     if rest:
         yield rest.rstrip(b"\r")
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date; None without a readable one."""
-    if value is None:
-        return None
-    try:
-        return min(max(0.0, float(value)), 1e9)
-    except ValueError:
-        pass  # then it may be a date
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
