@@ -221,6 +221,10 @@ def test_two_arms_of_the_real_flow(
     words += ["--arms", "no-write", "--out", "out/ablations.md"]
     for key, value in driver.SMALL.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
+    said = opd(*words, "--seeds", "2")
+    assert said.code == 1 and not Path("out/ablations.md").exists()
+    # Its second seed failed; what the first one came to is on the disk all the same.
+    assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0"}
     said = opd(*words)
     assert said.code == 0, said.err
     tree = json.loads(said.out)

@@ -90,20 +90,21 @@ def _ablations(given: argparse.Namespace) -> int:
     elsewhere = arms_kept.joined(dict.fromkeys(wanted, ()), added)
     # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
     here: dict[str, list[arms.ArmRun]] = {name: [] for name in wanted}
+    out = Path(given.out)
+    files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
     for number in range(given.seeds):
         for name in wanted:
             whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
             run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
             say(f"{run.lineage}: measuring")
             here[name].append(arms.arm_run(collect(run, novel=False), _machine()))
-    found = arms_kept.joined(here, [elsewhere])
+        found = arms_kept.joined(here, [elsewhere])
+        # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
+        write_text(files[2], canonical_json(arms_kept.keep(found, parameters)) + "\n")
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
     text = arms.page(compared, command=_command(given, "ablations"), runs=found[arms.WHOLE])
-    out = Path(given.out)
-    files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
     write_text(files[0], text)
     write_text(files[1], canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
-    write_text(files[2], canonical_json(arms_kept.keep(found, parameters)) + "\n")
     tree = {"files": [str(file) for file in files], "verdicts": {one.arm: one.verdict for one in compared}}
     lines = [f"{one.arm:20} {one.verdict}" for one in compared if one.arm != arms.WHOLE]
     result(tree, "\n".join([*lines, *tree["files"]]), as_json=given.json)
