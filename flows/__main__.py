@@ -42,7 +42,7 @@ def _coevolve(given: argparse.Namespace) -> None:
         run = prepare.finished_run(root, given.name, preset=given.preset, overrides=overrides, fork=given.fork)
         if run is not None:
             print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
-            publish.reports(run)
+            publish.reports(run) if publish.is_published(run) else publish.versions(run)
             return
     processes.share_cores()
     project = Path.cwd()

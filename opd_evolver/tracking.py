@@ -44,6 +44,7 @@ class RoundRecord(Record):
         policy_digest: weights of the round's policy; None: no new model.
         policy_path: where they lie (DVC keeps the bytes).
         promoted: the gate's verdict: the alias `champion` moves here.
+        superseded: logged late, when a later round is the champion: the alias stays.
     """
 
     name: str
@@ -59,6 +60,7 @@ class RoundRecord(Record):
     policy_digest: str | None = None
     policy_path: str = ""
     promoted: bool = False
+    superseded: bool = False
 
 
 class Tracker:
@@ -220,10 +222,10 @@ class Tracker:
         if str(model.status) != str(LoggedModelStatus.READY):
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if record.promoted:
-            self._promote(model, run_id, tags, record.name)
+            self._promote(model, run_id, tags, record.name, moves=not record.superseded)
 
-    def _promote(self, model: Any, run_id: str, tags: dict[str, str], name: str) -> None:
-        """Move the alias `champion` of the run's registered model to this policy."""
+    def _promote(self, model: Any, run_id: str, tags: dict[str, str], name: str, *, moves: bool) -> None:
+        """The policy's version of the run's registered model; the alias `champion` moves to it."""
         registered = f"{EXPERIMENT}.{name}"
         if not self._client.search_registered_models(f"name = '{registered}'"):
             self._client.create_registered_model(registered, description="policies by digest; DVC keeps the bytes")
@@ -236,7 +238,7 @@ class Tracker:
                 registered, source=source, run_id=run_id, tags=tags, model_id=model_id
             )
         aliases = dict(self._client.get_registered_model(registered).aliases)
-        if str(aliases.get(CHAMPION)) != str(version.version):
+        if moves and str(aliases.get(CHAMPION)) != str(version.version):
             self._client.set_registered_model_alias(registered, CHAMPION, version.version)
 
     def champion(self, name: str) -> dict[str, str] | None:

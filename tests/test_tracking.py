@@ -113,3 +113,12 @@ def test_the_alias_goes_back_and_away(tracker: Tracker) -> None:
     assert held is not None and held["policy.digest"] == "p1"
     assert tracker.set_champion("default", "unknown") is False
     assert tracker.set_champion("default", None) is True and tracker.champion("default") is None
+
+
+def test_a_round_logged_late_leaves_the_alias_with_the_champion(tmp_path: Path) -> None:
+    opened = open_tracker(tmp_path)
+    opened.log_round(record(2, promoted=True))
+    opened.log_round(record(1, superseded=True))
+    held = opened.champion("default")
+    assert held is not None and held["round"] == "2"
+    assert opened.set_champion("default", "p1" * 10), "a rollback can go to it all the same"

@@ -11,7 +11,7 @@ from opd_evolver.commands.rounds import print_rounds
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run, open_run
 from opd_evolver.params import parse_set
-from opd_evolver.steps import dispatch, prepare
+from opd_evolver.steps import dispatch, prepare, publish
 
 
 def run(given: argparse.Namespace) -> int:
@@ -36,6 +36,9 @@ def resume(given: argparse.Namespace) -> int:
 
 
 def _nothing_to_do(finished: Run, given: argparse.Namespace) -> int:
+    if not publish.is_published(finished):
+        print(f"run `{finished.lineage}`: logging what MLflow and DVC have not taken yet", file=sys.stderr)
+        publish.versions(finished)
     print(f"run `{finished.lineage}`: all {finished.params.rounds} rounds are finished; nothing to do", file=sys.stderr)
     print_rounds(finished, as_json=given.json)
     return 0

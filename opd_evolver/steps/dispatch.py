@@ -51,17 +51,17 @@ def wait_for_writer(run: Run, tick: Tick) -> bool:
 
 
 def check(run: Run) -> None:
-    """After a run was carried out: complete, or the error that stopped it.
+    """After a run was carried out: complete, or the error that stopped it or its logging.
 
     Raises:
         Stopped: with the recorded message and exit code.
     """
-    if run.is_complete():
-        return
     path = error_path(run.root, run.lineage)
     if path.exists():
         tree = read_json(path)
         raise Stopped(str(tree["message"]), int(tree["exit_code"]))
+    if run.is_complete():
+        return
     raise Stopped(f"run `{run.lineage}` was interrupted; mend: {resume_command(run)}", 1)
 
 

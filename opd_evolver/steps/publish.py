@@ -11,7 +11,7 @@ from typing import Any
 from opd_evolver import step
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import rounds_object, rounds_table
-from opd_evolver.durable import write_text
+from opd_evolver.durable import read_json, write_text
 from opd_evolver.errors import OpdError, OutageError
 from opd_evolver.lineage import Run
 from opd_evolver.memory import stores
@@ -196,9 +196,26 @@ def round_line(run: Run, round_: int) -> str:
 
 
 def versions(run: Run) -> None:
-    """Reports, rounds that MLflow missed, and pointers of every finished round under DVC."""
+    """Reports, pointers of every finished round under DVC, and rounds that MLflow missed; again is a no-op.
+
+    Raises:
+        OutageError: MLflow does not answer, or DVC is busy; the rounds are safe on disk.
+        SetupError: DVC or MLflow refuses.
+    """
     reports(run)
     from opd_evolver.steps import track
 
+    track.pointers(run)  # before MLflow, whose outage must not cost them
     track.missing(run)
-    track.pointers(run)
+    tree = {"schema_version": SCHEMA_VERSION, "rounds": len(run.finished_rounds())}
+    write_text(_published(run), canonical_json(tree) + "\n")
+
+
+def is_published(run: Run) -> bool:
+    """Whether `versions` has come to its end for all the rounds that are finished now."""
+    path = _published(run)
+    return path.exists() and read_json(path).get("rounds") == len(run.finished_rounds())
+
+
+def _published(run: Run) -> Path:
+    return run.paths.run / "published.json"

@@ -12,6 +12,7 @@ from opd_evolver.lineage import Run, differences
 from opd_evolver.params import flat, load
 from opd_evolver.records import canonical_json, digest_of
 from opd_evolver.settings import load_settings
+from opd_evolver.steps import plan
 
 
 def round_(run: Run, number: int) -> None:
@@ -42,6 +43,7 @@ def round_(run: Run, number: int) -> None:
         policy_digest=digests.get("weights"),
         policy_path=str((run.paths.version(number) / "policy").relative_to(run.root)) if digests else "",
         promoted=bool(summary.get("gate", {}).get("promoted")),
+        superseded=plan.current(run).round != number,
     )
     tracker.log_round(record)
 
@@ -111,6 +113,8 @@ def pointers(run: Run) -> None:
         for number in run.finished_rounds()
         if run.owner(number).lineage == run.lineage
         for folder in (run.paths.version(number) / "memory", run.paths.version(number) / "policy")
+        # What was pushed and freed has its pointer already.
+        if folder.exists() or not versioning.pointer_of(folder).exists()
     ]
     versioning.add_pointers(run.root, folders)
     if run.lineage == "default" and _as_declared(run):
