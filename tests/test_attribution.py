@@ -103,10 +103,10 @@ def test_selected_but_withheld_is_the_other_side() -> None:
 
 
 def test_interval_by_hand() -> None:
-    """O+ {1, 0}, O- {1, 0}: s^2 = (0.5 + 0.5)/2 = 0.5, Var A = 1/4 * 0.5 * (1/2 + 1/2) = 0.125."""
+    """O+ {1, 0}, O- {1, 0}: s^2 = (0.5 + 0.5 + 0.25)/(2 + 1) = 5/12, Var A = 1/4 * 5/12 * (1/2 + 1/2), t with 2."""
     rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m", "m"), row("c", "g", 1, "m"), row("d", "g", 0, "m")]
     found = value_of(rows, entry("m"))
-    half = 1.959964 * 0.8 * (1 - 1 / math.sqrt(3)) * math.sqrt(0.125)
+    half = 4.302653 * 0.8 * (1 - 1 / math.sqrt(3)) * math.sqrt(5 / 48)
     assert (found.value, found.low, found.high) == (
         pytest.approx(0.0),
         pytest.approx(-half, rel=1e-6),
@@ -124,7 +124,11 @@ def test_sure_is_what_the_interval_leaves_no_doubt_about() -> None:
     won = [row(f"w{i}", "g", 1, "helps harms luck", "helps luck") for i in range(6)]
     lost = [row(f"l{i}", "g", 0, "helps harms luck", "harms luck") for i in range(6)]
     one_each = [row("x", "h", 1, "luck few", "luck few"), row("y", "h", 0, "luck few")]
-    found = attribute([*won, *lost, *one_each], [entry(name) for name in ("helps", "harms", "luck", "few")], PARAMS)
+    # Outcomes that do not differ within a side have no variance; of three rollouts nothing is sure all the same.
+    three = [row("p", "k", 1, "three", "three"), row("q", "k", 0, "three"), row("r", "k", 0, "three")]
+    names = ("helps", "harms", "luck", "few", "three")
+    found = attribute([*won, *lost, *one_each, *three], [entry(name) for name in names], PARAMS)
+    assert found["three"].value is not None and found["three"].value > 0.01 and found["three"].low is not None
     assert found["few"].value is not None and found["few"].value > 0.01  # one win: a sign, and no interval
     told = sure(found)
     assert {*told} == {"helps", "harms"}
@@ -169,6 +173,10 @@ def test_a_later_rewriter_is_evidence() -> None:
     found = value_of([*rows, maker, rewriter], entry("m", sources=("c", "d")))
     assert found.per_group == {"g": 0.5}
     assert found.n_withheld == 2
+    # It does not become a creator where only recent rounds are evidence and the maker is not among them.
+    later = [one.model_copy(update={"round": 3}) for one in (*rows, rewriter)]
+    recent = PARAMS.model_copy(update={"rounds": 2})
+    assert attribute([maker, *later], [entry("m", sources=("c", "d"))], recent)["m"] == found
 
 
 def test_unknown_candidates_and_levels_are_errors() -> None:

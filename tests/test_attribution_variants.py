@@ -54,10 +54,10 @@ def test_released_averages_the_groups() -> None:
 
 
 def test_released_interval_by_hand() -> None:
-    """O+ {1, 0}, O- {1, 0}: s^2 = 0.5, factor 1/4: Var A = 1/16 * 0.5 * (1/2 + 1/2) = 1/32."""
+    """O+ {1, 0}, O- {1, 0}: s^2 = 5/12, factor 1/4: Var A = 1/16 * 5/12 * (1/2 + 1/2), t with 2."""
     rows = [row("a", "g", 1, "m", "m"), row("b", "g", 0, "m", "m"), row("c", "g", 1, "m"), row("d", "g", 0, "m")]
     one = found("released", rows)
-    half = 1.959964 * 0.8 * (1 - 1 / math.sqrt(3)) * math.sqrt(1 / 32)
+    half = 4.302653 * 0.8 * (1 - 1 / math.sqrt(3)) * math.sqrt(5 / 192)
     assert (one.low, one.high) == (pytest.approx(-half, rel=1e-6), pytest.approx(half, rel=1e-6))
 
 
@@ -103,8 +103,9 @@ def test_causal_needs_recorded_chances_on_both_sides() -> None:
         assert (one.value, one.advantage, one.low, one.n_selected, one.n_withheld) == (None, None, None, 0, 0)
 
 
-def test_equal_outcomes_are_not_certain() -> None:
-    one = found("causal", [kept("a", "g", 1), kept("b", "g", 1), dropped("c", "g", 1), dropped("d", "g", 1)])
+@pytest.mark.parametrize("variant", OUTCOME_BASED)
+def test_equal_outcomes_are_not_certain(variant: str) -> None:
+    one = found(variant, [kept("a", "g", 1), kept("b", "g", 1), dropped("c", "g", 1), dropped("d", "g", 1)])
     assert one.value == 0.0 and one.low is not None and one.low < -0.1
 
 
@@ -179,8 +180,8 @@ def reference(rows: Sequence[LedgerRow], known: Entry, variant: str) -> Referenc
         quantile = float(student_t.ppf(0.975, wide)) if wide > 1 else None
     else:
         freedom = n_plus + n_minus - 2 * len(both)
-        variances = [sum(squares) / freedom] * 2 if freedom else [math.nan] * 2
-        quantile = 1.959963984540054 if freedom else None
+        variances = [(sum(squares) + 0.25) / (freedom + 1)] * 2 if freedom else [math.nan] * 2
+        quantile = float(student_t.ppf(0.975, freedom)) if freedom else None
     error = math.sqrt(sum(shares[g] ** 2 * (variances[0] * spreads[g][0] + variances[1] * spreads[g][1]) for g in both))
     return Reference(advantage, n_plus, n_minus, None if quantile is None else quantile * error, deltas)
 

@@ -14,7 +14,7 @@ import numpy as np
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.attribution.causal import causal
 from opd_evolver.memory.attribution.estimate import Estimate, Estimator
-from opd_evolver.memory.attribution.evidence import Floats, Pairs, creators, evidence
+from opd_evolver.memory.attribution.evidence import Creators, Floats, Pairs, creators, evidence
 from opd_evolver.memory.attribution.paper import paper
 from opd_evolver.memory.attribution.released import released
 from opd_evolver.memory.attribution.uniform import uniform
@@ -52,13 +52,15 @@ def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attri
     if variant is None:
         raise SetupError(f"attribution.variant {params.variant}", " | ".join(VARIANTS), "set attribution.variant")
     alphas = _alphas(entries, params)
-    every = _valued(variant, rows, entries, alphas, params)
+    # Of all rows: who first wrote an entry is no matter of which rows are evidence.
+    made = creators(rows, entries)
+    every = _valued(variant, rows, entries, made, alphas, params)
     if not params.rounds:
         return every
     last = max((row.round for row in rows), default=0)
     recent = [row for row in rows if row.round > last - params.rounds]
     # What a convention was worth before it changed says nothing of now; where nothing is known of now, it must do.
-    now = _valued(variant, recent, entries, alphas, params)
+    now = _valued(variant, recent, entries, made, alphas, params)
     return {name: one if one.value is not None else every[name] for name, one in now.items()}
 
 
@@ -72,9 +74,14 @@ def sure(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
 
 
 def _valued(
-    variant: Estimator, rows: Sequence[LedgerRow], entries: Sequence[Entry], alphas: Floats, params: AttributionParams
+    variant: Estimator,
+    rows: Sequence[LedgerRow],
+    entries: Sequence[Entry],
+    made: Creators,
+    alphas: Floats,
+    params: AttributionParams,
 ) -> dict[str, Attribution]:
-    pairs = evidence(rows, entries, asked_only=params.asked_only)
+    pairs = evidence(rows, entries, asked_only=params.asked_only, made=made)
     return _records(variant(pairs, len(entries)), pairs.groups, entries, alphas, params.variant)
 
 

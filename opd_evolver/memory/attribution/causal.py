@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_evolver.memory.attribution.estimate import Estimate, cell_of, sum_by_entry, totals
+from opd_evolver.memory.attribution.estimate import (
+    MOST_VARIANCE,
+    Estimate,
+    cell_of,
+    student,
+    sum_by_entry,
+    totals,
+)
 from opd_evolver.memory.attribution.evidence import Bools, Floats, Ints, Pairs
-
-MOST_VARIANCE = 0.25  # of a return in [0, 1]
 
 
 def causal(pairs: Pairs, n_entries: int) -> Estimate:
@@ -68,14 +73,6 @@ def causal(pairs: Pairs, n_entries: int) -> Estimate:
         group=group,
         delta=delta,
     )
-
-
-def student(freedom: Floats) -> Floats:
-    """[N] 97.5 % quantile of Student's t; nan without a degree of freedom."""
-    from scipy.special import stdtrit
-
-    found: Floats = stdtrit(np.where(freedom > 0, freedom, np.nan), 0.975)
-    return found
 
 
 def _supported(cell: Ints, chance: Floats, n_cells: int) -> Floats:

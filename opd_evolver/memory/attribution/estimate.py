@@ -13,6 +13,7 @@ import numpy as np
 from opd_evolver.memory.attribution.evidence import Bools, Floats, Ints, Pairs
 
 Z_95 = 1.959963984540054
+MOST_VARIANCE = 0.25  # of a return in [0, 1]
 
 
 class Estimate(NamedTuple):
@@ -96,13 +97,23 @@ def sum_by_entry(entry: Ints, weights: Floats, n_entries: int) -> Floats:
     return totals(entry[order], n_entries, weights[order])
 
 
-def spread(cells: Cells, factor: Floats, n_entries: int) -> Floats:
-    """[E] standard error of sum_g factor_g Delta_g; nan where the variance of R cannot be estimated.
+def student(freedom: Floats) -> Floats:
+    """[N] 97.5 % quantile of Student's t; nan without a degree of freedom."""
+    from scipy.special import stdtrit
 
-    The variance of R is pooled over the entry's cells (group and side); counts are taken as given.
+    found: Floats = stdtrit(np.where(freedom > 0, freedom, np.nan), 0.975)
+    return found
+
+
+def spread(cells: Cells, factor: Floats, n_entries: int) -> tuple[Floats, Floats]:
+    """[E] standard error of sum_g factor_g Delta_g, and how many of it half a 95 % interval is wide.
+
+    The variance of R is pooled over the entry's cells (group and side) and takes in one pseudo-rollout of the greatest
+    variance, lest few equal outcomes look certain; counts are taken as given. Both are nan where no cell has a
+    second rollout: the variance then cannot be estimated.
     """
     freedom = totals(cells.entry, n_entries, cells.n_plus + cells.n_minus - 2.0)
     squares = sum_by_entry(cells.entry, cells.squares, n_entries)
-    within = np.divide(squares, freedom, out=np.full_like(squares, np.nan), where=freedom > 0)
+    within = np.where(freedom > 0, (squares + MOST_VARIANCE) / (freedom + 1.0), np.nan)
     weights = sum_by_entry(cells.entry, factor**2 * (1.0 / cells.n_plus + 1.0 / cells.n_minus), n_entries)
-    return np.sqrt(within * weights)
+    return np.sqrt(within * weights), student(freedom)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ MEND = "opd memory rollback to a snapshot that verifies"
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Creators = Collection[tuple[str, str]]
 
 
 class Pairs(NamedTuple):
@@ -85,7 +86,9 @@ class Choices(NamedTuple):
     propensity: Floats
 
 
-def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry], *, asked_only: bool = False) -> Pairs:
+def evidence(
+    rows: Sequence[LedgerRow], entries: Sequence[Entry], *, asked_only: bool = False, made: Creators | None = None
+) -> Pairs:
     """Who was a candidate where, and whether it was used; in the order of the rollout ids.
 
     Left out: rows whose selection fell back to the ranking, and for each entry its `creators`.
@@ -95,6 +98,7 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry], *, asked_only:
         entries: every entry that a row shows.
         asked_only: also leave out, for each entry, the tasks that no rollout selected it for: there it was about
             something else, and that it was absent says nothing of what it is worth.
+        made: the `creators`, where `rows` are a part of the ledger; None: by these rows.
 
     Raises:
         CorruptionError: a row names an entry that is not among `entries`, or a propensity is none.
@@ -130,7 +134,7 @@ def evidence(rows: Sequence[LedgerRow], entries: Sequence[Entry], *, asked_only:
         task = np.array([by_name[row.task_id] for row in kept], dtype=np.int64)[rollout]
         asked = task * len(places) + entry
         evident = np.isin(asked, asked[used | withheld])
-    evident[locate(*_made(kept, creators(rows, entries)))[0]] = False
+    evident[locate(*_made(kept, creators(rows, entries) if made is None else made))[0]] = False
     return Pairs(
         entry=entry[evident],
         group=group[rollout][evident],
@@ -183,7 +187,7 @@ def _choices(kept: Sequence[LedgerRow]) -> Choices:
     )
 
 
-def _made(kept: Sequence[LedgerRow], created: set[tuple[str, str]]) -> tuple[Ints, list[str]]:
+def _made(kept: Sequence[LedgerRow], created: Creators) -> tuple[Ints, list[str]]:
     """[M] rollout and entry id of the creators among the rows."""
     made: dict[str, list[str]] = {}
     for rollout_id, entry_id in created:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from opd_evolver.memory.attribution.estimate import Z_95, Estimate, cells_of, spread, sum_by_entry, totals
+from opd_evolver.memory.attribution.estimate import Estimate, cells_of, spread, sum_by_entry, totals
 from opd_evolver.memory.attribution.evidence import Pairs
 
 
@@ -16,7 +14,7 @@ def released(pairs: Pairs, n_entries: int) -> Estimate:
     reliably is punished: selected in 9 of 10 with Delta 1 it has 0.09 where `paper` has 0.9. Groups with one
     side only, which would give exactly 0, are skipped as in `paper` instead of being averaged in.
 
-    The 95 % interval is the normal approximation, as for `paper`, with rho_g * (1 - rho_g) / G for rho_g.
+    The 95 % interval is that of `paper`, with rho_g * (1 - rho_g) / G for rho_g.
 
     Paper: outcome-calibrated attribution, as in the released code.
     Differs: alpha, gamma and what counts as evidence are the same as in `paper`, so that A alone differs.
@@ -24,10 +22,11 @@ def released(pairs: Pairs, n_entries: int) -> Estimate:
     cells = cells_of(pairs)
     n_groups = totals(cells.entry, n_entries)
     share = cells.rho * (1.0 - cells.rho) / n_groups[cells.entry]
+    error, quantile = spread(cells, share, n_entries)
     return Estimate(
         advantage=sum_by_entry(cells.entry, share * cells.delta, n_entries),
-        error=spread(cells, share, n_entries),
-        quantile=np.full(n_entries, Z_95),
+        error=error,
+        quantile=quantile,
         n_plus=totals(cells.entry, n_entries, cells.n_plus),
         n_minus=totals(cells.entry, n_entries, cells.n_minus),
         entry=cells.entry,
