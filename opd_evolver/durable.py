@@ -92,16 +92,24 @@ def append_line(path: Path, line: str) -> None:
         sync_folder(path.parent)
 
 
+def recover(target: Path) -> None:
+    """Undo what a killed `new_folder` left beside `target`: a target that was moved away comes back, the rest goes."""
+    moved = sorted(target.parent.glob(f".{target.name}.*.old.tmp"))
+    if moved and not target.exists():
+        os.replace(moved[0], target)
+    for left in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder that becomes `target` at once when the block ends well.
 
-    An existing target is replaced; between the two renames a crash leaves no target, never a mixed one.
+    An existing target is replaced; a crash between the two renames leaves no target, and `recover` puts it back.
     """
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        recover(target)
         temp = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         temp.mkdir()
         try:
@@ -111,7 +119,7 @@ def new_folder(target: Path) -> Iterator[Path]:
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
             if target.exists():
-                old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+                old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old.tmp")
                 os.replace(target, old)
                 os.replace(temp, target)
                 shutil.rmtree(old, ignore_errors=True)

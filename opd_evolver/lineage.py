@@ -259,6 +259,7 @@ def undo(root: Path, name: str) -> Run:
     Raises:
         SetupError: there is nothing to undo.
     """
+    name = open_run(root, name).identity.name  # a lineage may be named
     heads = _heads(root, name)
     stack: list[str] = []
     for head in heads:

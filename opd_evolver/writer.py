@@ -25,21 +25,28 @@ def holder(run: Run) -> dict[str, Any] | None:
 
 
 @contextmanager
-def writing(run: Run, note: Mapping[str, Any] | None = None) -> Iterator[None]:
+def writing(
+    run: Run, note: Mapping[str, Any] | None = None, mend: str = "wait for it, or stop it; then: opd resume"
+) -> Iterator[None]:
     """Hold the run for this process; a dead owner's hold is taken over.
+
+    Args:
+        run: whatever writes to it holds it.
+        note: kept beside the owner, for others to see.
+        mend: what the user is told to do about another owner.
 
     Raises:
         SetupError: another live process writes to this run.
     """
     path = run.paths.run / "writer.json"
-    _take(run, path, note or {})
+    _take(run, path, note or {}, mend)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _take(run: Run, path: Path, note: Mapping[str, Any]) -> None:
+def _take(run: Run, path: Path, note: Mapping[str, Any], mend: str) -> None:
     """Check and write in one go: of two processes that start at once, one is refused."""
     from filelock import FileLock
 
@@ -49,6 +56,6 @@ def _take(run: Run, path: Path, note: Mapping[str, Any]) -> None:
             raise SetupError(
                 f"run `{run.lineage}` is being written by process {held['pid']}",
                 "one writer",
-                "wait for it, or stop it; then: opd resume",
+                mend,
             )
         write_text(path, canonical_json({"schema_version": SCHEMA_VERSION, **me(), **note}))

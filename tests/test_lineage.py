@@ -14,9 +14,11 @@ from opd_evolver import lineage, writer
 from opd_evolver.durable import append_line, write_text
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.lineage import RunPaths
-from opd_evolver.params import Params, merge
+from opd_evolver.params import Params, PolicyParams, merge
+from opd_evolver.policy.weights import weights_digest
 from opd_evolver.processes import started
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
+from opd_evolver.steps import plan, prepare
 
 
 def finish(root: Path, name: str, *rounds: int) -> None:
@@ -55,7 +57,7 @@ def test_fork_opens_a_lineage_and_undo_returns(tmp_path: Path) -> None:
     assert lineage.open_run(tmp_path, "a").lineage == "a~2"
     assert lineage.open_run(tmp_path, "a~1").lineage == "a"  # else nothing could name it any more
     assert lineage.open_run(tmp_path, "a~2").lineage == "a~2"
-    assert lineage.undo(tmp_path, "a").lineage == "a"
+    assert lineage.undo(tmp_path, "a~2").lineage == "a", "a lineage stands for its run"
     assert lineage.open_run(tmp_path, "a").params.seed == 0
     with pytest.raises(SetupError, match="no rollback or fork to undo"):
         lineage.undo(tmp_path, "a")
@@ -135,3 +137,20 @@ def test_one_writer_at_a_time_and_a_dead_one_is_taken_over(tmp_path: Path) -> No
     with writer.writing(run, {"flow_run_id": "x"}):
         assert lineage.read_json(path)["pid"] == os.getpid()
     assert not path.exists()
+
+
+def test_a_relative_base_policy_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, folder = tmp_path / "artifacts", tmp_path / "project" / "policy"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    monkeypatch.chdir(folder.parent)
+    relative, absolute = (
+        lineage.open_or_create(root, name, Params(policy=PolicyParams(path=path)))
+        for name, path in (("a", "policy"), ("b", str(folder)))
+    )
+    for run in (relative, absolute):
+        prepare.base(run)
+    assert plan.base_policy(relative) == plan.base_policy(absolute)
+    job = plan.begin_job(relative, 1)
+    monkeypatch.chdir(tmp_path)
+    assert weights_digest(job.path("policy")) == job.input_digests["policy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import finished_run
 import pytest
 from memory_cases import FULL_LEVELS, die, in_child, row, tip, wave
 
-from opd_evolver import cli, durable, lineage, step, versioning
+from opd_evolver import cli, durable, lineage, processes, step, versioning
 from opd_evolver.errors import SetupError
 from opd_evolver.memory import edits, erase
 from opd_evolver.memory.attribution import attribute
@@ -25,6 +26,7 @@ from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.params import MemoryParams, load_preset
 from opd_evolver.records import CallRecord, Proposal, TipContent, TurnRecord
 from opd_evolver.settings import load_settings
+from opd_evolver.slow.hindsight import winners
 from opd_evolver.steps import forget, plan
 
 SECRET = "xyzzysecret"
@@ -181,6 +183,66 @@ def test_a_killed_request_is_finished_by_asking_again(project: Path) -> None:
     for path in [*folder.rglob("*.jsonl"), *(project / "runs").rglob("*.jsonl")]:
         for line in path.read_text().splitlines():
             assert not (text in line and entry_id in line), path
+
+
+def test_a_live_ledger_that_was_moved_away_when_a_request_was_killed_comes_back(tmp_path: Path) -> None:
+    with Memory.open(tmp_path) as memory:
+        entry_id = filled(memory)
+        before = memory.ledger.segment_keys()
+
+    def killed() -> None:
+        with patch.object(durable.os, "replace", lambda old, new: die() if new == ledger else move(old, new)):
+            erase.rewrite_ledger(ledger, {entry_id})
+
+    ledger, move = tmp_path / LEDGER_FOLDER, os.replace
+    assert in_child(killed) < 0 and not ledger.exists()
+    with Memory.open(tmp_path) as memory:
+        assert memory.ledger.segment_keys() == before
+
+
+def test_what_killed_requests_left_goes_with_the_next(project: Path) -> None:
+    entry_id, text = a_tip(project)
+    folder = project / "versions" / finished_run.NAME / "round-001"
+    for left in (".memory.0123abcd.old.tmp", ".erasing-x"):
+        shutil.copytree(folder / "memory", folder / left)
+    forget.forget(project, finished_run.NAME, entry_id, "asked")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["memory", "policy"]
+    assert not any(text in path.read_text() for path in folder.rglob("*.jsonl"))
+
+
+def test_a_lineage_stands_for_its_whole_run(project: Path) -> None:
+    entry_id, _ = a_tip(project)
+    assert cli.main(["memory", "rollback", "1", "--name", finished_run.NAME]) == 0
+    done = forget.forget(project, f"{finished_run.NAME}~2", entry_id, "asked")
+    assert list(done.rewritten) == [f"{finished_run.NAME}/round-001"]
+    assert (project / "runs" / finished_run.NAME / "erasures.jsonl").exists()
+
+
+def test_a_run_that_is_written_to_is_left_alone(project: Path) -> None:
+    run = lineage.open_run(project, finished_run.NAME)
+    other = {"schema_version": 1, "pid": os.getppid(), "started": processes.started(os.getppid())}
+    (run.paths.run / "writer.json").write_text(json.dumps(other))
+    with pytest.raises(SetupError, match=r"is being written by process.*erase, then: opd resume"):
+        forget.forget(project, finished_run.NAME, a_tip(project)[0], "asked")
+    (run.paths.run / "writer.json").unlink()
+    forget.forget(project, finished_run.NAME, a_tip(project)[0], "asked")
+    assert not (run.paths.run / "writer.json").exists()
+
+
+def test_of_a_round_under_way_the_snapshot_is_told_anew(project: Path) -> None:
+    run = lineage.open_run(project, finished_run.NAME)
+    for name in ("snapshot", "examples", "begin"):
+        shutil.copytree(run.paths.step(1, name), run.paths.step(2, name))
+    forget.forget(project, finished_run.NAME, a_tip(project)[0], "asked")
+    left = {path.name for path in run.paths.step(2, "").iterdir()}
+    assert left == {"begin"} and run.paths.step(1, "snapshot").exists()
+
+
+def test_erased_turns_are_no_example_to_follow(tmp_path: Path) -> None:
+    entry = tip("late", SECRET)
+    told, silent = secret_row("w", entry.entry_id), erase.redact_row(secret_row("v", entry.entry_id), {entry.entry_id})
+    assert silent.turns and silent.success
+    assert {task: [one.rollout_id for one in won] for task, won in winners([told, silent]).items()} == {"t": ["w"]}
 
 
 def test_the_cached_bytes_go_too(project: Path) -> None:

@@ -156,6 +156,22 @@ def test_import_waits_for_the_next_round_and_enters_it_once(
     shutil.rmtree(job.path("live"))
 
 
+def test_what_is_imported_while_the_round_begins_enters_it(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The memory is being restored when the user asks: the answer names this round, so it must be in it."""
+    job = plan.begin_job(run_(project), 2)
+    file = written(tmp_path / "f.jsonl", TIP)
+    assert cli.main(["memory", "import", str(file), "--name", finished_run.NAME, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["round"] == 2 and "edits" not in job.inputs
+    with finished_run.scripted():
+        assert step.run(job).metrics["n_added"] == 1
+        assert step.run(plan.begin_job(run_(project), 2)).metrics["n_added"] == 0, "a resumed round has it once"
+    import shutil
+
+    shutil.rmtree(job.path("live"))
+
+
 def test_dry_run_changes_nothing(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path / "f.jsonl", TIP)
     assert cli.main(["memory", "import", str(file), "--dry-run", "--name", finished_run.NAME]) == 0

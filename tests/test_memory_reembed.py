@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import finished_run
 import pytest
 from conftest import Opd
 from embedding_server import EmbeddingServer, embedding_server, well
-from memory_cases import wave
+from memory_cases import die, in_child, wave
 from one_line import contents
 from weaviate_server import TestServer
 
@@ -24,7 +25,7 @@ from opd_evolver.memory.snapshot import read_entries, read_manifest, restore, ve
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import MemoryParams
 from opd_evolver.settings import load_settings
-from opd_evolver.steps import plan, prepare
+from opd_evolver.steps import plan, prepare, reembed
 
 NAME = finished_run.NAME
 OTHER = "hash-64"
@@ -96,6 +97,26 @@ def test_the_next_round_is_played_with_the_new_embedder(project: Path, opd: Opd)
         step.run(plan.begin_job(back, 2))
     told_entries = opd("memory", "search", "late", "--name", NAME, "--json")
     assert told_entries.code == 0
+
+
+def test_what_waits_still_waits_when_it_is_killed_as_the_lineage_opens(project: Path) -> None:
+    waiting = edits.file_of(project / "runs" / NAME, 2)
+    edits.add(waiting, edits.Edit(kind="retire", reason="waits"))
+
+    def killed() -> None:
+        opening = lineage.branch
+
+        def branch(*given: Any) -> None:
+            opening(*given)
+            die()
+
+        with patch.object(lineage, "branch", branch):
+            reembed.reembed(project, NAME, OTHER)
+
+    assert in_child(killed) < 0
+    opened = lineage.open_run(project, NAME)
+    assert opened.lineage == f"{NAME}~2"
+    assert edits.read(edits.file_of(opened.paths.run, 2)) == edits.read(waiting)
 
 
 def test_changed_parameters_are_still_refused(project: Path, opd: Opd) -> None:

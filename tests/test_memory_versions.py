@@ -11,7 +11,7 @@ from pathlib import Path
 
 import finished_run
 import pytest
-from memory_cases import tip
+from memory_cases import in_children, tip
 
 from opd_evolver import cli, lineage, versioning
 from opd_evolver.memory.diff import changes, counts
@@ -125,6 +125,15 @@ def an_id(capsys: pytest.CaptureFixture[str]) -> str:
     """An id, as `search` prints it."""
     assert cli.main(["memory", "search", "late", "--limit", "1", "--name", NAME, "--json"]) == 0
     return str(json.loads(capsys.readouterr().out)[0]["id"])
+
+
+def test_two_that_look_at_once_for_the_first_time(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def look() -> None:
+        assert cli.main(["memory", "search", "late", "--name", NAME]) == 0
+
+    for view in (project / "runs" / NAME / "live").glob("view-*"):
+        shutil.rmtree(view)
+    assert in_children([look, look, look]) == [0, 0, 0]
 
 
 def test_gc_frees_what_nothing_needs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,16 @@ def test_a_folder_that_was_pushed_and_freed_keeps_no_other_from_its_pointer(vers
     assert versioning.is_current(memory) and not policy.exists()
 
 
+def test_a_lineage_that_was_left_behind_is_not_resumed_as_another_one(project: Path, opd: Opd) -> None:
+    """Its name would start whatever lineage is current."""
+    assert opd("memory", "rollback", "1", "--name", "done").code == 0
+    first = lineage.open_run(project, "done~1")
+    assert first.lineage == "done"
+    (project / "runs/done/rounds/round-001.json").unlink()
+    said = opd("resume", "done~1")
+    assert said.code == 2 and "the current one, `done~2`" in said.err and "opd memory undo --name done" in said.err
+
+
 def test_an_error_behind_the_last_round_is_told(project: Path) -> None:
     run = lineage.open_run(project, "done")
     assert run.is_complete() and publish.is_published(run)

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from memory_cases import die, in_child
 
-from opd_evolver import step
+from opd_evolver import durable, step
 from opd_evolver.durable import new_folder, write_bytes, write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.params import Params, merge
@@ -119,6 +121,28 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_bytes(folder / "b", b"2")
     assert os.listdir(target) == ["b"]
     assert os.listdir(tmp_path) == ["snapshot"]
+
+
+def test_a_folder_that_was_moved_away_when_its_rewriting_was_killed_comes_back(tmp_path: Path) -> None:
+    target = tmp_path / "snapshot"
+    with new_folder(target) as folder:
+        write_bytes(folder / "a", b"1")
+
+    def killed() -> None:
+        moves = [die, os.replace]
+
+        def move(old: Path, new: Path) -> None:
+            moves.pop()(old, new)
+
+        with new_folder(target) as folder:
+            write_bytes(folder / "b", b"2")
+            patch.object(durable.os, "replace", move).start()
+
+    assert in_child(killed) < 0 and not target.exists()
+    durable.recover(target)
+    assert os.listdir(target) == ["a"] and os.listdir(tmp_path) == ["snapshot"]
+    durable.recover(target)
+    assert os.listdir(target) == ["a"]
 
 
 def test_time_that_steps_spent_beside_each_other_counts_once() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from filelock import FileLock
+
 from opd_evolver import lineage
 from opd_evolver.errors import SetupError
 from opd_evolver.memory import views
@@ -32,7 +34,10 @@ def opened(name: str, round_: int | None = None) -> Iterator[Memory]:
     embedded = run.params.memory.model_copy(update={"store": "embedded"})
     view = run.paths.run / "live" / f"view-{info.digest_entries[:8]}{info.digest_ledger[:8]}"
     if not view.exists():
-        restore(folder, view, embedded, run.reembeds)
+        view.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(view.with_name(".views.lock")):  # of two commands at once one builds it
+            if not view.exists():
+                restore(folder, view, embedded, run.reembeds)
     with Memory.open(view, embedded, read_only=True) as memory:
         yield memory
 

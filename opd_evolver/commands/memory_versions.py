@@ -90,13 +90,11 @@ def gc(given: argparse.Namespace) -> int:
     """What nothing needs any more: views, live memories, micro-batches and checkpoints of finished rounds."""
     root = prepare.artifact_root()
     run = lineage.open_run(root, given.name)
-    held = writer.holder(run)
-    if held is not None and held["live"]:
-        raise SetupError(f"run `{run.lineage}` is being written by process {held['pid']}", "a run at rest", "wait")
-    found = [(path, _size(path)) for path in _unneeded(run)]
-    if given.yes:
-        for path, _ in found:
-            stores.remove(path) if path.parent.name == "live" else shutil.rmtree(path)
+    with writer.writing(run, {"action": "gc"}, "wait for it"):
+        found = [(path, _size(path)) for path in _unneeded(run)]
+        if given.yes:
+            for path, _ in found:
+                stores.remove(path) if path.parent.name == "live" else shutil.rmtree(path)
     total = sum(size for _, size in found)
     tree = {
         "lineage": run.lineage,

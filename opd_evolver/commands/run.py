@@ -29,9 +29,17 @@ def run(given: argparse.Namespace) -> int:
 
 def resume(given: argparse.Namespace) -> int:
     """Take an interrupted run to its end, with the parameters it was begun with."""
-    prepared = open_run(prepare.artifact_root(), given.name)
+    root = prepare.artifact_root()
+    prepared = open_run(root, given.name)
     if prepared.is_complete():
         return _nothing_to_do(prepared, given)
+    name = prepared.identity.name
+    if (current := open_run(root, name).lineage) != prepared.lineage:
+        raise SetupError(
+            f"`{prepared.lineage}` is not the lineage that `{name}` goes on with",
+            f"the current one, `{current}`",
+            f"opd memory undo --name {name} returns to the one before it; then: opd resume {name}",
+        )
     return _carry_out(prepared, given)
 
 

@@ -29,6 +29,8 @@ from opd_evolver.memory.tombstone import ERASED, tombstone
 from opd_evolver.params import MemoryParams
 from opd_evolver.records import CallRecord, Entry, LedgerRow
 
+WORKING = ".erasing-"
+"""Beside a snapshot that is being rewritten."""
 MAINTAIN = "maintain"
 """Group of maintenance rows: their prompts may list any entry, looked-up ones included."""
 
@@ -108,7 +110,7 @@ def rewrite_snapshot(folder: Path, ids: Collection[str], params: MemoryParams) -
     before = read_entries(folder)
     if not any(entry.entry_id in ids and entry.status != "erased" for entry in before):
         return None
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".erasing-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=WORKING) as temporary:
         live = Path(temporary)
         (live / LEDGER_FOLDER).mkdir()
         _written(segments_of(folder), ids, live / LEDGER_FOLDER)

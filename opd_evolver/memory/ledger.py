@@ -67,6 +67,8 @@ class Ledger:
                 )
             return
         with durable.explained(folder):
+            if not folder.exists():
+                durable.recover(folder)  # a rewriting that was killed had moved it away
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = LedgerLock(folder)
         try:

@@ -55,14 +55,17 @@ class WeaviateIndex:
         stored = self._notes("meta")
         if not stored and self.read_only:
             raise SetupError(f"Weaviate knows no memory {self.memory}", "one filled by a writable open", "`opd resume`")
-        if stored:
+        mine = {
+            "embedder": self.embedder.identity,
+            "dimension": str(self.embedder.dimension),
+            "schema_version": str(SCHEMA_VERSION),
+        }
+        # Written one by one, before anything else is: a killed open leaves some, and nothing was added by then.
+        if stored.keys() >= mine.keys():
             schema.check(stored, self.embedder)
+        elif self.read_only:
+            raise SetupError(f"memory {self.memory} on Weaviate is half made", "a writable open", "`opd resume`")
         else:
-            mine = {
-                "schema_version": str(SCHEMA_VERSION),
-                "embedder": self.embedder.identity,
-                "dimension": str(self.embedder.dimension),
-            }
             for name, value in mine.items():
                 self._note("meta", name, value)
         self._look()

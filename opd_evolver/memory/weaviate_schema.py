@@ -103,14 +103,15 @@ def drop(server: Server, memory: str) -> None:
     from weaviate.classes.query import Filter
 
     def work(client: Any) -> None:
+        # Notes first: those of segments would say of tenants that are gone that nothing need be applied.
+        if client.collections.exists(NOTES):
+            notes = client.collections.get(NOTES)
+            notes.data.delete_many(where=Filter.by_property("memory").equal(memory))
         for name in COLLECTIONS.values():
             if client.collections.exists(name):
                 collection = client.collections.get(name)
                 mine = [one for one in collection.tenants.get() if one.startswith(f"{memory}-")]
                 if mine:
                     collection.tenants.remove(mine)
-        if client.collections.exists(NOTES):
-            notes = client.collections.get(NOTES)
-            notes.data.delete_many(where=Filter.by_property("memory").equal(memory))
 
     server.call(work)

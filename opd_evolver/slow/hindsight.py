@@ -16,6 +16,7 @@ from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.confirm import Confirmations, as_read
 from opd_evolver.memory.levels import Count
 from opd_evolver.memory.segment import SegmentKey
+from opd_evolver.memory.tombstone import ERASED
 from opd_evolver.params import Params
 from opd_evolver.policy.protocol import EncodedPrompt
 from opd_evolver.records import (
@@ -101,10 +102,10 @@ class Hindsight:
 
 
 def winners(rows: Sequence[LedgerRow]) -> dict[str, tuple[LedgerRow, ...]]:
-    """tau+ candidates: successful rollouts by task, fewest turns first, ties by rollout id."""
+    """tau+ candidates: successful rollouts by task, fewest turns first, ties by rollout id; none with erased turns."""
     found: dict[str, list[LedgerRow]] = {}
     for row in rows:
-        if row.success and row.turns:
+        if row.success and row.turns and all(turn.action != ERASED for turn in row.turns):
             found.setdefault(row.task_id, []).append(row)
     return {task: tuple(sorted(won, key=lambda r: (len(r.turns), r.rollout_id))) for task, won in found.items()}
 

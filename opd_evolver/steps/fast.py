@@ -38,7 +38,8 @@ def begin(job: Job, out: Path) -> StepResult:
     if not live.exists() and "start" in job.inputs:
         restore(job.path("start"), live, job.typed_params().memory, job.options.get("reembeds", ()))
     with resources.live_memory(job, read_only=False) as memory:
-        waiting = edits.read(job.path("edits")) if "edits" in job.inputs else []
+        # Whatever waits by now, also what was added while the memory was being restored.
+        waiting = edits.read(edits.file_of(RunPaths(Path(job.root), job.lineage).run, job.round))
         begun = any(key.round >= job.round for key in memory.ledger.segment_keys())
         n_added = 0 if begun else edits.apply(memory, waiting, job.round, job.lineage)
         return result(job, metrics={"n_entries": len(memory.entries()), "n_edits": len(waiting), "n_added": n_added})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from opd_evolver import durable, lineage, versioning, writer
@@ -110,7 +111,7 @@ def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
 
     Args:
         root: the artifact root.
-        name: the run.
+        name: the run, or one of its lineages, which stands for all.
         entry_id: an id, or enough of its start.
         reason: kept with the id in runs/<name>/erasures.jsonl.
 
@@ -118,15 +119,17 @@ def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
         SetupError: no such entry, a live writer, or a snapshot that can be found nowhere.
         CorruptionError: a snapshot does not match its digests; mend that first.
     """
+    name = lineage.open_run(root, name).identity.name
     runs = lineages(root, name)
-    for run in runs:
-        held = writer.holder(run)
-        if held is not None and held["live"]:
-            raise SetupError(
-                f"run `{run.lineage}` is being written by process {held['pid']}",
-                "a run at rest",
-                "stop it (Ctrl-C keeps finished rounds), erase, then: opd resume",
-            )
+    mend = "stop it (Ctrl-C keeps finished rounds), erase, then: opd resume"
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(writer.writing(run, {"action": "erase"}, mend))
+            _recover(run)
+        return _forget(root, name, runs, entry_id, reason)
+
+
+def _forget(root: Path, name: str, runs: list[Run], entry_id: str, reason: str) -> Forgotten:
     states = find(runs, entry_id)
     whole = states[0].entry_id
     durable.append_line(root / "runs" / name / "erasures.jsonl", canonical_json(Erasure(entry_id=whole, reason=reason)))
@@ -150,6 +153,17 @@ def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
         first_round=min(one.created_round for one in states),
         same=tuple(sorted(same)),
     )
+
+
+def _recover(run: Run) -> None:
+    """What a killed request left: folders that it had moved away, and half-written ones, which show the text."""
+    for kind in ("live", HOSTED):
+        for live in (run.paths.run / kind).glob("*"):
+            durable.recover(live / LEDGER_FOLDER)
+    for version in run.paths.versions.glob("round-*"):
+        durable.recover(version / "memory")
+        for left in version.glob(f"{erase.WORKING}*"):
+            shutil.rmtree(left)
 
 
 def _edits(run: Run, entry_id: str) -> int:
@@ -233,4 +247,6 @@ def _working_files(run: Run) -> None:
             for name in ("examples.jsonl", "outcomes.jsonl"):
                 (round_ / "examples" / name).unlink(missing_ok=True)
         else:
-            shutil.rmtree(round_ / "examples", ignore_errors=True)
+            # The snapshot step tells digests that its snapshot no longer has.
+            for name in ("snapshot", "examples"):
+                shutil.rmtree(round_ / name, ignore_errors=True)

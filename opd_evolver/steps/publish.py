@@ -81,7 +81,8 @@ def finish_round(run: Run, round_: int) -> None:
     }
     write_text(run.paths.summary(round_), canonical_json(tree) + "\n")
     for old in run.paths.live(round_).parent.glob("*"):
-        if old != run.paths.live(round_):
+        # Hidden ones are views that a command builds beside the run.
+        if old != run.paths.live(round_) and not old.name.startswith(".view"):
             _remove(old)
     _track(run, round_)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opd_evolver import console, durable, lineage, versioning, writer
 from opd_evolver.errors import SetupError
-from opd_evolver.lineage import Run
+from opd_evolver.lineage import Run, RunPaths
 from opd_evolver.memory.embed import open_embedder
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.protocol import Embedder
@@ -58,7 +58,12 @@ def reembed(root: Path, name: str, to: str | None) -> Reembedded:
         OutageError: an endpoint stayed down.
     """
     run = lineage.open_run(root, name)
-    _at_rest(run)
+    mend = "stop it (Ctrl-C keeps finished rounds), then: opd memory reembed"
+    with writer.writing(run, {"action": "reembed"}, mend):
+        return _reembed(root, name, run, to)
+
+
+def _reembed(root: Path, name: str, run: Run, to: str | None) -> Reembedded:
     memory = run.params.memory.model_copy(update={"embedder": to or run.params.memory.embedder})
     embedder = open_embedder(memory.embedder)
     folders = _snapshots(run)
@@ -73,8 +78,9 @@ def reembed(root: Path, name: str, to: str | None) -> Reembedded:
     params = run.params.model_copy(update={"memory": memory})
     info = _checked(run, folders, embedder, params, {*before, *run.reembeds})
     reason = f"memory.embedder: {run.params.memory.embedder!r} → {memory.embedder!r} ({embedder.identity})"
+    # Before the lineage is opened: what waits must wait there, too, whenever this is killed.
+    _edits(run, lineage.next_lineage(root, run.identity.name))
     opened = lineage.branch(root, name, len(run.finished_rounds()), params, before, reason)
-    _edits(run, opened)
     return Reembedded(
         lineage=opened.lineage,
         round=info.round,
@@ -91,16 +97,6 @@ def _is_the_same(run: Run, name: str, identity: str, before: set[str]) -> bool:
     """Whether the lineage has this embedder now: it made its own rounds, or will make the first of them."""
     own = before - set(run.reembeds)
     return own == {identity} if own else name == run.params.memory.embedder
-
-
-def _at_rest(run: Run) -> None:
-    held = writer.holder(run)
-    if held is not None and held["live"]:
-        raise SetupError(
-            f"run `{run.lineage}` is being written by process {held['pid']}",
-            "a run at rest",
-            "stop it (Ctrl-C keeps finished rounds), then: opd memory reembed",
-        )
 
 
 def _snapshots(run: Run) -> list[Path]:
@@ -141,9 +137,10 @@ def _checked(run: Run, folders: list[Path], embedder: Embedder, params: Params, 
     return info
 
 
-def _edits(run: Run, opened: Run) -> None:
-    """Edits that wait for rounds to come wait in the new lineage, too."""
-    round_ = len(run.finished_rounds())
+def _edits(run: Run, opened: str) -> None:
+    """Edits that wait for rounds to come wait in the lineage that is to be opened, too."""
+    round_, folder = len(run.finished_rounds()), RunPaths(run.root, opened).run / "edits"
+    shutil.rmtree(folder, ignore_errors=True)  # of a command that was killed here
     for path in sorted((run.paths.run / "edits").glob("round-*.jsonl")):
         if int(path.stem.removeprefix("round-")) > round_:
-            durable.write_bytes(opened.paths.run / "edits" / path.name, path.read_bytes())
+            durable.write_bytes(folder / path.name, path.read_bytes())
