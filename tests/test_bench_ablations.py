@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import driver
@@ -246,7 +247,18 @@ def test_two_arms_of_the_real_flow(
     assert "- seed 0: date " in text and "- seed 1: date elsewhere\n" in text
     assert "Seeds 0, 1." in text and "--add elsewhere.json" in text
     assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0", "1"}
+    # Called again it goes on where it was, though its own file now holds the seed that is measured here.
     said = opd(*words, "--add", "out/ablations.seeds.json")
-    assert said.code == 2 and "seed 0 here and in out/ablations.seeds.json" in said.err
+    assert said.code == 0 and Path("out/ablations.md").read_text() == text.replace(
+        "elsewhere.json", "out/ablations.seeds.json"
+    )
+    said = opd(*words, "--add", "elsewhere.json", "--first-seed", "1")
+    assert said.code == 2 and "seed 1 here and in elsewhere.json" in said.err
+    # Of outcomes alone, without a run: the same page, but for the command.
+    shutil.rmtree("runs")
+    said = opd(*words, "--add", "out/ablations.seeds.json", "--seeds", "0")
+    assert said.code == 0, said.err
+    assert Path("out/ablations.md").read_text().split("\n\n")[2:] == text.split("\n\n")[2:]
+    assert opd(*words, "--seeds", "0").code == 2
     wrong = opd("bench", "ablations", "--arms", "no-wrte", "--preset", "micro")
     assert wrong.code == 2 and "no-write" in wrong.err

@@ -88,3 +88,20 @@ def test_other_tasks_or_no_seeds_are_refused() -> None:
         pooled([])
     with pytest.raises(SetupError, match="2 seeds against 1"):
         pooled_difference([units, units], [units])
+
+
+def test_a_seed_without_a_value_takes_no_spread_between_the_others_away() -> None:
+    three = [seed_of(np.full((4, 2), won)) for won in (0.25, 0.5, 0.9)]
+    missing = [one.model_copy(update={"numerator": 0.0, "denominator": 0.0}) for one in three[0]]
+    alone, with_missing = pooled(three), pooled([*three, missing])
+    assert with_missing.mean == pytest.approx(alone.mean or 0.0)
+    assert alone.low is not None and with_missing.low is not None
+    assert with_missing.low < 0.5 and with_missing.low == pytest.approx(alone.low, abs=0.15)
+    # Of several seeds one alone has a value: how far apart seeds are is not known, so there is no interval.
+    one = pooled([three[0], missing])
+    assert one.mean == pytest.approx(0.25) and one.low is None
+
+
+def test_nothing_measured_is_no_value() -> None:
+    found = pooled([(), ()])
+    assert (found.mean, found.low, found.n_tasks) == (None, None, 0)

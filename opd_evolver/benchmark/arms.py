@@ -158,10 +158,7 @@ def compare(whole: Sequence[ArmRun], arm: Sequence[ArmRun], name: str, *, sample
     level, own = ARMS[name].level, None
     if level is not None:
         ids = [{task for task, home in one.homes.items() if home == level} for one in whole]
-        mine, theirs = (
-            [rows.of_kind(part, wanted) for part, wanted in zip(units[side]["last_memory"], ids, strict=True)]
-            for side in ("whole", "arm")
-        )
+        mine, theirs = (rows.of_kind(units[side]["last_memory"], ids) for side in ("whole", "arm"))
         own = pooled_difference(mine, theirs, samples=samples)
     alone, with_memory = given("last_alone"), given("last_memory")
     kept = {side: _retained(found) for side, found in (("whole", whole), ("arm", arm))}
@@ -208,7 +205,9 @@ def _said(alone: Estimate, with_memory: Estimate, own: Estimate | None, lost: Se
 
 
 def _needed(own: Estimate) -> str:
-    if own.mean is None or own.mean < LEAST_LEVEL:
+    if own.mean is None:
+        return "nothing is known of its own family types: none was measured"
+    if own.mean < LEAST_LEVEL:
         return f"its own family types do not fall by {LEAST_LEVEL:.2f} without it"
     sure = own.low is not None and own.low >= LEAST_LEVEL
     where = "at the lower bound" if sure else "in the mean, not at the lower bound"

@@ -105,7 +105,7 @@ def _word(units: Units, order: Sequence[str]) -> str:
     return "".join("1" if won[task] else "0" for task in order)
 
 
-def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[int]) -> Found:
+def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[int], own: bool = False) -> Found:
     """What another machine or day has measured.
 
     Args:
@@ -113,6 +113,7 @@ def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[i
         arms: those that are wanted.
         parameters: `parameters_digest` of the whole here.
         here: seeds that are measured here.
+        own: the file is that of here, whose seeds among `here` are measured again and left out.
 
     Raises:
         SetupError: no such file, other parameters, a seed of here, or one without one of the arms.
@@ -133,14 +134,16 @@ def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[i
             f"{parameters[:12]}, as this command's",
             "give the same --preset and --set",
         )
-    for seed, runs in sorted(kept.runs.items()):
+    seeds = sorted(seed for seed in kept.runs if not (own and seed in here))
+    for seed in seeds:
+        runs = kept.runs[seed]
         if seed in here:
             raise SetupError(f"seed {seed} here and in {file}", "each seed once", "another --first-seed or --seeds")
         if missing := [arm for arm in arms if arm not in runs]:
             raise SetupError(
                 f"{file} has no {missing[0]!r} of seed {seed}", " ".join(arms), "--arms with those that it has"
             )
-    return {arm: tuple(_run(kept, seed, arm) for seed in sorted(kept.runs)) for arm in arms}
+    return {arm: tuple(_run(kept, seed, arm) for seed in seeds) for arm in arms}
 
 
 def _run(kept: Kept, seed: int, arm: str) -> ArmRun:

@@ -69,6 +69,8 @@ def _estimate(sides: Sequence[Sequence[Sequence[Unit]]], signs: Sequence[float],
     for side in sides:
         for units in side:
             check_same_tasks(sides[0][0], units)
+    if not sides[0][0]:
+        return Estimate(mean=None, low=None, high=None, n_tasks=0, n_families=0, per_domain={})
     clusters = [[clusters_of(units) for units in side] for side in sides]
     draws = _seed_draws(len(sides[0]), samples)
     per_domain, centers, families, between = {}, [], [], []
@@ -120,18 +122,21 @@ def _summed(seeds: Sequence[DomainSums]) -> DomainSums:
 
 
 def _between(sides: Sequence[Sequence[DomainSums]], signs: Sequence[float], draws: Floats | None) -> Floats | None:
-    """[samples] deviations of the mean over drawn seeds; None where a seed has no value or there is but one."""
+    """[samples] deviations of the mean over drawn seeds that have a value; None where fewer than two have one."""
     values = [
         signed([ratio_of(one) for one in at_seed], signs) for at_seed in zip(*(side for side in sides), strict=True)
     ]
-    known = [value for value in values if value is not None]
-    if draws is None or len(known) < len(values):
-        return None
+    known = {seed: value for seed, value in enumerate(values) if value is not None}
     n = len(known)
-    mean = math.fsum(known) / n
-    total = np.zeros(len(draws), dtype=np.float64)
-    for seed, value in enumerate(known):  # in a fixed order: BLAS adds in one that depends on the processor
+    if draws is None or n < 2:
+        return None
+    mean = math.fsum(known.values()) / n
+    total, weight = np.zeros((2, len(draws)), dtype=np.float64)
+    for seed, value in known.items():  # in a fixed order: BLAS adds in one that depends on the processor
         total += draws[:, seed] * (value - mean)
+        weight += draws[:, seed]
+    if n < len(values):  # a resample that drew none of them says nothing
+        total = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
     return total * math.sqrt(n / (n - 1))
 
 
@@ -145,6 +150,8 @@ def _bounded(
     signs: Sequence[float] | None = None,
 ) -> tuple[float | None, float | None]:
     bounds = bounds_of(sums, None if signs is None else len(signs) > 1)
+    if by_seed is None and seed_freedom > 0:  # of several seeds: how much they differ is not known
+        return None, None
     if by_family is None or by_seed is None:
         return interval(center, by_family, family_freedom, bounds)
     family, seed = float(by_family.var()), float(by_seed.var())

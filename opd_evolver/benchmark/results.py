@@ -143,8 +143,8 @@ def _kinds(seeds: Sequence[SeedResult], units: Mapping[str, list[Units]], sample
     found = {}
     for kind in sorted({kind for one in seeds for kind in one.kinds}):
         ids = [one.kinds.get(kind, frozenset()) for one in seeds]
-        parts = {name: _of_kind(units[name], ids) for name in DEPLOYED}
-        picks = {side: _of_kind([one.selection[side] for one in seeds], ids) for side in seeds[0].selection}
+        parts = {name: rows.of_kind(units[name], ids) for name in DEPLOYED}
+        picks = {side: rows.of_kind([one.selection[side] for one in seeds], ids) for side in seeds[0].selection}
         found[kind] = rows.row(
             tuple(len(one) for one in ids),
             parts,
@@ -153,10 +153,6 @@ def _kinds(seeds: Sequence[SeedResult], units: Mapping[str, list[Units]], sample
             lambda a, b: pooled_difference(a, b, samples=samples),
         )
     return found
-
-
-def _of_kind(by_seed: Sequence[Units], ids: Sequence[frozenset[str]]) -> list[Units]:
-    return [rows.of_kind(units, wanted) for units, wanted in zip(by_seed, ids, strict=True)]
 
 
 def mean_of_units(units: Sequence[Unit]) -> float:

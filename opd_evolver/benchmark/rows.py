@@ -154,11 +154,25 @@ def selection(
     return tuple(units)
 
 
-def of_kind(units: Sequence[Unit], ids: Collection[str]) -> tuple[Unit, ...]:
-    """The same units, those of other tasks without weight: so that seeds with other tasks of a kind can be pooled."""
-    return tuple(
-        one if one.task_id in ids else one.model_copy(update={"numerator": 0.0, "denominator": 0.0}) for one in units
-    )
+def of_kind(by_seed: Sequence[Sequence[Unit]], ids: Sequence[Collection[str]]) -> list[tuple[Unit, ...]]:
+    """Each seed's units of a kind, so that seeds with other tasks of it can be pooled.
+
+    A task that is of the kind in some seeds only stays in all of them, without weight where it is not. What is of it in
+    none is left out: as a family without weight it would count as one more, and make an interval too narrow.
+
+    Args:
+        by_seed: units of the same tasks.
+        ids: the kind's tasks in each seed.
+    """
+    every = frozenset[str]().union(*ids)
+    return [
+        tuple(
+            one if one.task_id in wanted else one.model_copy(update={"numerator": 0.0, "denominator": 0.0})
+            for one in units
+            if one.task_id in every
+        )
+        for units, wanted in zip(by_seed, ids, strict=True)
+    ]
 
 
 SIDES = ("base", "last")

@@ -20,7 +20,7 @@ from opd_evolver.durable import read_json, write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.params import load, nearest, parse_set
-from opd_evolver.records import canonical_json
+from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.steps import dispatch, plan, prepare
 
 
@@ -35,7 +35,8 @@ def ablations(given: argparse.Namespace) -> int:
 
 
 def _unless_interrupted(given: argparse.Namespace, action: str, carry_out: Callable[[argparse.Namespace], int]) -> int:
-    if given.seeds < 1:
+    # Of the outcomes of others alone a page can be made without a run.
+    if given.seeds < (0 if getattr(given, "add", None) else 1):
         raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
     dispatch.need_project()
     try:
@@ -80,24 +81,28 @@ def _ablations(given: argparse.Namespace) -> int:
     from opd_evolver.benchmark import arms, arms_kept
     from opd_evolver.steps.evidence import collect
 
-    wanted = [arms.WHOLE, *(name for name in given.arms or arms.ARMS if name != arms.WHOLE)]
+    wanted = list(dict.fromkeys([arms.WHOLE, *(given.arms or arms.ARMS)]))
     if unknown := [name for name in wanted if name not in arms.ARMS]:
         raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
     # Before hours of running: a file that cannot be pooled with them.
     parameters = arms_kept.parameters_digest(load(preset=given.preset, overrides=_overrides(given, 0, {})))
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    added = [arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds) for file in given.add]
-    elsewhere = arms_kept.joined(dict.fromkeys(wanted, ()), added)
-    # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
-    here: dict[str, list[arms.ArmRun]] = {name: [] for name in wanted}
     out = Path(given.out)
     files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
+    added = [
+        # What this very command has written before holds seeds of here, too.
+        arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds, own=Path(file) == files[2])
+        for file in given.add
+    ]
+    found = elsewhere = arms_kept.joined(dict.fromkeys(wanted, ()), added)
+    # Seed by seed: where time runs out, fewer seeds of all arms are worth more than all seeds of some.
+    here: dict[str, list[arms.ArmRun]] = {name: [] for name in wanted}
     for number in range(given.seeds):
         for name in wanted:
             whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
             run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
             say(f"{run.lineage}: measuring")
-            here[name].append(arms.arm_run(collect(run, novel=False), _machine()))
+            here[name].append(arms.arm_run(collect(run, novel=False), _measured(run)))
         found = arms_kept.joined(here, [elsewhere])
         # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
         write_text(files[2], canonical_json(arms_kept.keep(found, parameters)) + "\n")
@@ -109,6 +114,14 @@ def _ablations(given: argparse.Namespace) -> int:
     lines = [f"{one.arm:20} {one.verdict}" for one in compared if one.arm != arms.WHOLE]
     result(tree, "\n".join([*lines, *tree["files"]]), as_json=given.json)
     return 0
+
+
+def _measured(run: Run) -> dict[str, str]:
+    """When and on what a finished run was first measured: a later call only reads what it came to."""
+    path = run.paths.run / "measured.json"
+    if not path.exists():
+        write_text(path, canonical_json({"schema_version": SCHEMA_VERSION, "measured": _machine()}) + "\n")
+    return dict(read_json(path)["measured"])
 
 
 def _overrides(given: argparse.Namespace, number: int, arm: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _curves(run: Run, tree: dict[str, Any]) -> Path:
     lines = [",".join(("round", *COLUMNS))]
     for one in tree["rounds"]:
         means = [(one["columns"][name] or {}).get("mean") for name in COLUMNS]
-        lines.append(",".join(str(value) for value in (one["round"], *means)))
+        lines.append(",".join("" if value is None else str(value) for value in (one["round"], *means)))
     path = _report_folder(run) / "rounds.csv"
     write_text(path, "\n".join(lines) + "\n")
     return path
