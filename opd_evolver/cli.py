@@ -229,7 +229,7 @@ def _of_the_system(error: OSError) -> SetupError:
         errno.EDQUOT: "free some space, then: opd resume",
         errno.EFBIG: "free some space, then: opd resume",
     }
-    mend = mends.get(error.errno or 0, "opd --debug shows where")
+    mend = mends.get(error.errno or 0, "the same command with --debug shows where")
     return SetupError(f"{error.strerror or error}{where}", "a readable and writable file", mend)
 
 

@@ -184,13 +184,20 @@ def load_preset(name: str) -> Params:
     if name not in PRESETS:
         raise SetupError(f"unknown preset `{name}`", " | ".join(PRESETS), nearest(name, PRESETS))
     with resources.as_file(resources.files("opd_evolver") / "presets" / f"{name}.yaml") as path:
-        tree = {**read_yaml(path), "preset": name}
+        tree = read_yaml(path)
     base = tree.pop("extends", None)
-    return merge(load_preset(base), flat(tree), f"preset {name}") if base else validate(tree, f"preset {name}")
+    found = merge(load_preset(base), flat(tree), f"preset {name}") if base else validate(tree, f"preset {name}")
+    return found.model_copy(update={"preset": name})
 
 
 def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
-    """Overrides by dotted key, e.g. {"fast.wave_tasks": 1}."""
+    """Overrides by dotted key, e.g. {"fast.wave_tasks": 1}.
+
+    Raises:
+        SetupError: unknown or wrong key; or `preset`, which names where the values came from and changes none.
+    """
+    if "preset" in overrides:
+        raise SetupError(f"`preset` in {source}", "a key whose value decides something", "use --preset NAME")
     tree = params.model_dump(mode="json")
     known = flat(tree)
     for key, value in overrides.items():
@@ -222,10 +229,20 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def load(path: Path | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Params:
-    """The resolved parameters: a preset, or the project's params.yaml, with overrides on top."""
+    """The resolved parameters: a preset, or the project's params.yaml, with overrides on top.
+
+    Raises:
+        SetupError: a file, key or value is wrong, or the file says that its values come from no known preset.
+    """
     if preset is not None:
         params = load_preset(preset)
     else:
         file = path or Path("params.yaml")
         params = validate(read_yaml(file), str(file))
+        if params.preset not in PRESETS:
+            raise SetupError(
+                f"unknown preset `{params.preset}` in {file}",
+                " | ".join(PRESETS),
+                "name the one its values began from; --preset NAME takes a shipped one instead",
+            )
     return merge(params, overrides or {}, "--set")

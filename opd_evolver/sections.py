@@ -25,11 +25,20 @@ def _exactly(*names: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _distinct(found: tuple[str, ...]) -> tuple[str, ...]:
+    """A name that stands twice would give every task of it twice under one id."""
+    if repeated := sorted({name for name in found if found.count(name) > 1}):
+        raise PydanticCustomError("repeated", "each name once, not `{repeated}` again", {"repeated": repeated[0]})
+    return found
+
+
 ByLevel = _exactly(*LEVELS)
 BySource = _exactly(*ABILITIES, "anchor")
 
 
 DialectName = Literal["terse", "instruct"]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class LoraParams(Section):
@@ -72,7 +81,7 @@ NO_HEADROOM = HeadroomParams()
 class EnvironmentParams(Section):
     """`levels`: which memory level the families' hidden rules ask for, by turns; beyond tips an order of moves."""
 
-    domains: tuple[str, ...] = Field(("sql", "apps"), min_length=1)
+    domains: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(("sql", "apps"), min_length=1)
     levels: tuple[Level, ...] = Field(("tip", "skill", "tool", "trajectory"), min_length=1)
     headroom: HeadroomParams = NO_HEADROOM
 
@@ -120,7 +129,7 @@ class FastParams(Section):
 class AttributionParams(Section):
     variant: Literal["paper", "released", "causal", "uniform"] = "paper"
     threshold: float = Field(0.01, ge=0)
-    alpha: Annotated[dict[str, float], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
+    alpha: Annotated[dict[str, Weight], ByLevel] = {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
     rounds: int = Field(0, ge=0, description="the latest ones whose rollouts are evidence, where there is any; 0 = all")
     asked_only: bool = Field(False, description="an entry's evidence is from tasks that some rollout selected it for")
     sure: bool = Field(False, description="only a V whose 95 % interval leaves out 0 is told to the teacher")
@@ -139,8 +148,8 @@ class SlowParams(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, int], BySource] = {"act": 40, "write": 8, "select": 8, "maintain": 2, "anchor": 20}
-    weights: Annotated[dict[str, float], BySource] = {
+    mixture: Annotated[dict[str, Count], BySource] = {"act": 40, "write": 8, "select": 8, "maintain": 2, "anchor": 20}
+    weights: Annotated[dict[str, Weight], BySource] = {
         "act": 1.0,
         "write": 0.3,
         "select": 0.3,

@@ -114,6 +114,18 @@ class NoPrefix(Renamed):
         return tuple(reversed(super().tasks(split, n, seed)))
 
 
+class Repeated(Renamed):
+    """Asks in validation what was asked in training."""
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        found = super().tasks(split, n, seed)
+        asked = super().tasks("deploy-train", n, seed) if split == "deploy-val" else found
+        return tuple(
+            task.model_copy(update={"scope": other.scope, "text": other.text, "gold": other.gold})
+            for task, other in zip(found, asked, strict=True)
+        )
+
+
 class ValueInText(Renamed):
     def tasks(self, split: Split, n: int, seed: int = 0) -> Sequence[Task]:  # type: ignore[override]
         return [
@@ -132,6 +144,7 @@ class ValueInText(Renamed):
         (Unsuccessful, r'info\["success"\] is missing'),
         (Unsuccessful, r"outside \[0, 1\]"),
         (NoPrefix, "are no prefix"),
+        (Repeated, r"^24 tasks of deploy-val are in deploy-train too: '\w+ "),
         (ValueInText, "tells a hidden value"),
     ],
 )
@@ -161,6 +174,7 @@ def test_an_outside_package_adds_an_environment(tmp_path: Path, monkeypatch: pyt
     assert report.expert == 1.0
     assert report.facts == 48
     assert report.chance is None
+    assert {report.splits[split].new_texts for split in ("deploy-val", "deploy-test")} == {1.0}
     # A one-door world is honest but too easy, and the report says so.
     assert any("two-fact" in finding for finding in report.below_floor)
 
@@ -188,3 +202,11 @@ def test_all_environments_in_one_table_and_missing_engines_by_name(
     assert found[2] == {"name": "grid", "not_installed": "pip install 'opd-evolver[grid]'"}
     named = opd("check-env", "grid")
     assert named.code == 2 and "pip install 'opd-evolver[grid]'" in named.err
+
+
+def test_contradictory_or_empty_requests_are_refused(opd: Callable[..., Any]) -> None:
+    said = opd("check-env", "sql", "--all")
+    assert said.code == 2 and said.err.startswith("error: --all and the name sql; expected one of the two; mend: ")
+    for n in ("0", "-3"):
+        said = opd("check-env", "sql", "--tasks", n)
+        assert said.code == 2 and said.err.startswith(f"error: --tasks {n}; expected at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -153,6 +154,19 @@ def test_exit_codes_are_the_documented_ones(
 def test_debug_shows_the_traceback(opd: Opd) -> None:
     with pytest.raises(SetupError):
         opd("rounds", "nosuch", "--debug")
+
+
+def test_an_error_of_the_system_names_a_command_that_shows_where(opd: Opd, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd_evolver.commands import rounds
+
+    def fail(given: object) -> int:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(rounds, "rounds", fail)
+    said = opd("rounds")
+    assert said.code == 2 and said.err.endswith("mend: the same command with --debug shows where\n")
+    with pytest.raises(OSError, match="input/output"):
+        opd("rounds", "--debug")
 
 
 def test_a_closed_pipe_is_no_error(project: Path) -> None:

@@ -123,11 +123,11 @@ def test_instances_share_one_java_and_do_not_disturb_each_other() -> None:
         assert step.info["success"]
 
 
-def test_a_killed_java_is_an_outage_and_the_episode_is_played_again() -> None:
+def test_a_killed_java_is_an_outage_and_the_episode_can_be_played_again() -> None:
     plain = Household(levels=LEVELS)
     task = next(t for t in plain.tasks("deploy-test", 60) if len(moves_of(t)) > 4)
     expected = play(plain, task, lambda _: plain.oracle(task))
-    environment = registry.with_retries(Household(levels=LEVELS), 2, lambda _: None)
+    environment = Household(levels=LEVELS)
     actions = [plain.action(move, word_of(task, move)) for move in moves_of(task)]
     killed: list[int] = []
 
@@ -139,7 +139,9 @@ def test_a_killed_java_is_an_outage_and_the_episode_is_played_again() -> None:
             os.kill(process, signal.SIGKILL)
         return actions[len(steps)]
 
-    assert play(environment, task, choose).observations == expected.observations
+    with pytest.raises(OutageError):
+        play(environment, task, choose)
+    assert play(environment, task, lambda steps: actions[len(steps)]).observations == expected.observations
     assert household_java.process_id() not in (None, *killed)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_evolver.environments import registry, shell_commands
+from opd_evolver.environments import shell_commands
 from opd_evolver.environments.playing import play
 from opd_evolver.environments.shell import FOLDERS, OPS, Shell, log_of
 from opd_evolver.environments.shell_tree import Node, Tree, folder
@@ -188,12 +188,11 @@ def test_a_missing_command_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     shell_commands.program.cache_clear()
 
 
-def test_a_folder_that_vanishes_is_an_outage_and_the_episode_is_played_again() -> None:
+def test_a_folder_that_vanishes_is_an_outage_and_the_episode_can_be_played_again() -> None:
     plain = Shell(levels=LEVELS)
     task = next(t for t in plain.tasks("deploy-test", 60) if len(moves_of(t)) > 3)
     expected = play(plain, task, lambda _: plain.oracle(task))
     lost = Shell(levels=LEVELS)
-    environment = registry.with_retries(lost, 2, lambda _: None)
     actions = [plain.action(move, word_of(task, move)) for move in moves_of(task)]
 
     def choose(steps: list[object]) -> str:
@@ -201,10 +200,11 @@ def test_a_folder_that_vanishes_is_an_outage_and_the_episode_is_played_again() -
             shutil.rmtree(root_of(lost))
         return actions[len(steps)]
 
-    assert play(environment, task, choose).observations == expected.observations
+    with pytest.raises(OutageError, match="could not be run"):
+        play(lost, task, choose)
     with pytest.raises(OutageError, match="TMPDIR"):
-        shutil.rmtree(root_of(lost))
         lost.reset(task)
+    assert play(lost, task, lambda steps: actions[len(steps)]).observations == expected.observations
     plain.close()
     lost.close()
 

@@ -79,6 +79,8 @@ def test_a_chat_becomes_steps_with_what_was_seen_and_what_came_back(tmp_path: Pa
         ({key: value for key, value in TRAJECTORY.items() if key != "scope"}, "scope"),
         ({**TRAJECTORY, "steps": []}, "steps"),
         ({**TRAJECTORY, "steps": [{"action": ""}]}, "steps.0.action"),
+        ({**TRAJECTORY, "steps": [{"action": "a"}] * 65}, "steps has 65 items, at most 64"),
+        ({**CHAT, "messages": [{"role": "assistant", "content": "a"}] * 66}, "steps has 66 items, at most 64"),
         ({**TRAJECTORY, "level": "dream"}, "level"),
         ({**TIP, "content": {"trigger": "late"}}, "content"),
         ({**TIP, "level": "skill"}, "skill"),

@@ -16,6 +16,7 @@ from opd_evolver.errors import SetupError
 from opd_evolver.params import PRESETS, Params, flat, load, load_preset, merge, parse_set, read_yaml, validate
 
 PROJECT = Path(__file__).parents[1]
+MIXTURE, WEIGHTS, ALPHA = Params().slow.mixture, Params().slow.weights, Params().attribution.alpha
 
 
 def test_params_yaml_is_the_laptop_preset_and_explains_every_key() -> None:
@@ -66,7 +67,7 @@ def test_the_gpu_preset_holds_the_papers_values() -> None:
     assert (slow.weight_decay, slow.clip_norm, slow.temperature, slow.top_p) == (0.01, 1.0, 1.0, 0.95)
     assert sum(slow.mixture.values()) == 16 and params.policy.dtype == "bfloat16"
     assert (params.policy.max_prompt_tokens, params.fast.act_max_new_tokens) == (8192, 1024)
-    assert (params.memory.candidates, params.memory.max_selected) == (50, 20)
+    assert (params.memory.candidates, params.memory.max_selected, params.memory.budget_unit) == (50, 20, "tokens")
     assert (params.fast.max_steps, params.fast.maintain_every_tasks) == (40, 30)
     assert (params.fast.temperature, params.fast.top_p) == (1.0, 0.95)
     assert params.attribution.alpha == {"trajectory": 0.9, "tip": 0.8, "skill": 1.0, "tool": 1.2}
@@ -103,9 +104,13 @@ def test_a_misspelt_override_names_the_nearest_key(key: str, nearest: str) -> No
         ({"slow": {"learning_rate": float("inf")}}, "`slow.learning_rate` = inf"),
         ({"policy": {"backend": "remote"}}, "'local', 'scripted' or 'endpoint'"),
         ({"environments": {"domains": []}}, "`environments.domains`"),
+        ({"environments": {"domains": ["sql", "apps", "sql"]}}, "`environments.domains`.*each name once, not `sql`"),
         ({"slow": {"mixture": {"act": 4, "wirte": 1}}}, "`slow.mixture`.*exactly the keys select, act, write"),
         ({"slow": {"weights": {"act": 1.0}}}, "`slow.weights`.*exactly the keys"),
         ({"attribution": {"alpha": {"tips": 1.0}}}, "`attribution.alpha`.*trajectory, tip, skill, tool"),
+        ({"slow": {"mixture": {**MIXTURE, "act": -1}}}, "`slow.mixture.act` = -1 .*greater than or equal to 0"),
+        ({"slow": {"weights": {**WEIGHTS, "write": -0.3}}}, "`slow.weights.write` = -0.3 .*greater than or equal to 0"),
+        ({"attribution": {"alpha": {**ALPHA, "tip": -1.0}}}, "`attribution.alpha.tip` = -1.0 .*greater than or equal"),
     ],
 )
 def test_wrong_values_say_where_and_what_was_expected(tree: dict[str, Any], said: str) -> None:
@@ -152,6 +157,18 @@ def test_unreadable_files_are_one_line(tmp_path: Path, text: str | bytes | None,
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(SetupError, match="did you mean `laptop`"):
         load(preset="labtop")
+
+
+def test_a_presets_name_is_no_way_to_take_its_values(tmp_path: Path) -> None:
+    for overrides in ({"preset": "micro"}, {"preset": "laptop"}):
+        with pytest.raises(SetupError, match=r"`preset` in --set.*use --preset NAME"):
+            load(preset="laptop", overrides=overrides)
+    path = tmp_path / "params.yaml"
+    path.write_text("preset: labtop\nrounds: 1\n")
+    with pytest.raises(SetupError, match=r"unknown preset `labtop` in .*params\.yaml; expected micro \| laptop"):
+        load(path)
+    # What a run of its own time wrote down is read as it stands.
+    assert validate({"preset": "of-an-older-version"}, "run.json").preset == "of-an-older-version"
 
 
 # ── the digest ────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ from opd_evolver.records import Fact, Split, Step, Task
 KEYS = ("iron", "bone", "gold", "wood", "jade", "horn", "clay", "reed")
 DOORS = ("attic", "barn", "cellar", "porch")
 PREFIX = {"seed": "s", "novel-val": "v", "novel-test": "t"}  # the deploy splits share their houses
+HOURS = {"deploy-val": "dusk", "deploy-test": "night"}  # and nothing else: no question of one stands in another
 
 
 class KeyDoor:
@@ -23,7 +24,7 @@ class KeyDoor:
         return Task(
             task_id=f"keydoor-{split}-{seed}-{i}", domain="keydoor", scope=house, split=split,
             family=sha256(f"family {house}".encode()).hexdigest()[:8],
-            text=f"{house} open {door}", gold={"door": door, "keys": keys},
+            text=f"{house} open {door} at {HOURS.get(split, 'noon')}", gold={"door": door, "keys": keys},
         )  # fmt: skip
 
     def reset(self, task: Task) -> str:

@@ -33,6 +33,10 @@ def check_env(given: argparse.Namespace) -> int:
     from opd_evolver.environments.registry import names
     from opd_evolver.params import Params, load, merge, parse_set
 
+    if given.tasks < 1:
+        raise SetupError(f"--tasks {given.tasks}", "at least 1", "for example --tasks 100")
+    if given.all and given.name:
+        raise SetupError(f"--all and the name {given.name}", "one of the two", f"opd check-env {given.name}")
     known = given.preset or Path("params.yaml").exists()
     params = load(preset=given.preset) if known else Params()
     worlds = merge(params, parse_set(given.pairs), "--set").environments

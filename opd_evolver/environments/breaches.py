@@ -6,6 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from opd_evolver.environments.conventions import Procedural
 from opd_evolver.environments.playing import MAX_STEPS, Choose, Transcript, bad_actions, play
@@ -13,9 +14,10 @@ from opd_evolver.environments.protocol import Conventions, Environment, Oracle
 from opd_evolver.records import Split, Step, Task
 
 LONGEST_OBSERVATION_WORDS = 200
+DEPLOYED: tuple[Split, ...] = ("deploy-train", "deploy-val", "deploy-test")
 HELD_APART: tuple[tuple[Split, ...], ...] = (
     ("seed",),
-    ("deploy-train", "deploy-val", "deploy-test"),
+    DEPLOYED,
     ("novel-val",),
     ("novel-test",),
 )
@@ -67,8 +69,17 @@ def check_lists(
     other.close()
     repeated = [i for i, n in Counter(t.task_id for tasks in listed.values() for t in tasks).items() if n > 1]
     found.expect(not repeated, f"task id {repeated[0] if repeated else ''} is listed twice")
+    _check_unseen(listed, found)
     if has_families:
         _check_apart(listed, found)
+
+
+def _check_unseen(listed: dict[Split, Sequence[Task]], found: Findings) -> None:
+    """What was asked in one deployed split and is asked in another measures recall of the answer, not of the rule."""
+    for left, right in combinations(DEPLOYED, 2):
+        asked = {(task.scope, task.text) for task in listed[left]}
+        both = [task.text for task in listed[right] if (task.scope, task.text) in asked]
+        found.expect(not both, f"{len(both)} tasks of {right} are in {left} too: {both[0] if both else ''!r}")
 
 
 def _check_apart(listed: dict[Split, Sequence[Task]], found: Findings) -> None:

@@ -19,7 +19,11 @@ class Environment(Protocol):
     domain: str
 
     def tasks(self, split: Split, n: int, seed: int = 0) -> Sequence[Task]:
-        """The first `n` tasks of a split; the same (split, n, seed) gives the same tasks, and n is a prefix of n+1."""
+        """The first `n` tasks of a split; the same (split, n, seed) gives the same tasks, and n is a prefix of n+1.
+
+        Fewer where the split has no more, but deploy-train must have those of all rounds: every round plays
+        `fast.tasks_per_domain` of its own, and a run stops at the round that lacks them.
+        """
         ...
 
     def reset(self, task: Task) -> str:

@@ -1,4 +1,4 @@
-"""Finds environments by name, and keeps outages apart from failures of the agent.
+"""Finds environments by name.
 
 An outside package adds an environment by an entry point of the group `opd_evolver.environments`
 that names a class or function without required arguments (see docs/environments.md).
@@ -9,17 +9,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.protocol import Environment
-from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.records import Level, Split, Step, Task
+from opd_evolver.errors import SetupError
+from opd_evolver.records import Level
 from opd_evolver.sections import NO_HEADROOM, EnvironmentParams, HeadroomParams
 
-T = TypeVar("T")
 GROUP = "opd_evolver.environments"
 # Known without being installed, and never shadowed by an outside package.
 BUILT_IN = {
@@ -29,8 +27,6 @@ BUILT_IN = {
     "grid": "opd_evolver.environments.grid:Grid",
     "household": "opd_evolver.environments.household:Household",
 }
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
 
 
 def names() -> tuple[str, ...]:
@@ -94,90 +90,3 @@ def _factory(name: str) -> Callable[..., Any]:
 
 def _missing(made: object) -> list[str]:
     return [part for part in ("domain", "tasks", "reset", "step", "close") if not hasattr(made, part)]
-
-
-def with_retries(environment: Environment, retries: int, pause: Callable[[float], None] = time.sleep) -> Retrying:
-    """An environment whose outages are retried with back-off; see `Retrying`."""
-    return Retrying(environment, retries, pause)
-
-
-class Retrying:
-    """Wraps an environment: an `OutageError` is retried, then raised; it never ends an episode as a failure.
-
-    After an outage in the middle of an episode the task is reset and its actions are played again, so that no
-    action counts twice. Everything else (oracle, facts, …) goes through to the environment.
-
-    Args:
-        environment: what is wrapped.
-        retries: further tries after the first one.
-        pause: waits so many seconds.
-    """
-
-    def __init__(self, environment: Environment, retries: int, pause: Callable[[float], None] = time.sleep) -> None:
-        self.domain = environment.domain
-        self._environment = environment
-        self._retries = retries
-        self._pause = pause
-        self._task: Task | None = None
-        self._played: list[tuple[str, Step]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        # Copying and unpickling ask for attributes before __init__ has run.
-        if name.startswith("__") or "_environment" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self._environment, name)
-
-    def tasks(self, split: Split, n: int, seed: int = 0) -> Sequence[Task]:
-        """The environment's tasks; an outage (a remote task list) is retried too."""
-        return self._retried(lambda _: self._environment.tasks(split, n, seed))
-
-    def reset(self, task: Task) -> str:
-        """Start `task`.
-
-        Raises:
-            OutageError: the engine is still down after the last retry.
-        """
-        self._task, self._played = task, []
-        return self._retried(lambda _: self._environment.reset(task))
-
-    def step(self, action: str) -> Step:
-        """Apply one action exactly once.
-
-        Raises:
-            OutageError: the engine is still down after the last retry, or answered the replay differently.
-        """
-
-        def play(attempt: int) -> Step:
-            if attempt:
-                self._replay()
-            return self._environment.step(action)
-
-        step = self._retried(play)
-        self._played.append((action, step))
-        return step
-
-    def close(self) -> None:
-        self._environment.close()
-
-    def _replay(self) -> None:
-        if self._task is None:
-            return
-        self._environment.reset(self._task)
-        for action, before in self._played:
-            if self._environment.step(action).observation != before.observation:
-                raise OutageError(
-                    f"{self.domain}: after an outage {action!r} was answered differently than before",
-                    "a deterministic environment",
-                    f"opd check-env {self.domain}",
-                )
-
-    def _retried(self, play: Callable[[int], T]) -> T:
-        attempt = 0
-        while True:
-            try:
-                return play(attempt)
-            except OutageError:
-                if attempt >= self._retries:
-                    raise
-                self._pause(min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S))
-                attempt += 1

@@ -27,7 +27,6 @@ from opd_evolver.records import (
 )
 
 MAX_LINE_BYTES = 1_000_000
-MAX_STEPS = 1_000
 _LEVELS: TypeAdapter[SkillContent | TipContent | ToolContent] = TypeAdapter(SkillContent | TipContent | ToolContent)
 
 
@@ -75,8 +74,8 @@ class ImportedTrajectory(Record):
     domain: str = Field(min_length=1)
     scope: str = Field(min_length=1)
     task: str = Field(min_length=1)
-    steps: tuple[ImportedStep, ...] = Field((), max_length=MAX_STEPS)
-    messages: tuple[ChatMessage, ...] = Field((), max_length=2 * MAX_STEPS)
+    steps: tuple[ImportedStep, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     episode_return: float = Field(alias="return", ge=0.0, le=1.0)
     success: bool | None = None
     learnings: tuple[str, ...] = ()

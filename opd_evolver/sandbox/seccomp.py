@@ -15,6 +15,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Numbers of (x86_64, aarch64); calls from 424 on have one number everywhere.
 DENIED: dict[str, tuple[int, int]] = {
     "ptrace": (101, 117),
+    "syslog": (103, 116),
     "personality": (135, 92),
     "pivot_root": (155, 41),
     "chroot": (161, 51),

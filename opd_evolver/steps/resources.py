@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_evolver.environments import registry
+from opd_evolver.errors import SetupError
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params
 from opd_evolver.records import Split, Task
@@ -38,7 +39,11 @@ def live_memory(job: Job, *, read_only: bool) -> Memory:
 
 
 def tasks_of(params: Params, split: Split, n: int, *, skip: int = 0) -> dict[str, Sequence[Task]]:
-    """Tasks `skip` … `skip + n` of a split in every domain (prefix property: always the same ones)."""
+    """Tasks `skip` … `skip + n` of a split in every domain (prefix property: always the same ones).
+
+    Raises:
+        SetupError: an environment has fewer; rounds are planned with as many as `fast.tasks_per_domain` each.
+    """
     found: dict[str, Sequence[Task]] = {}
     for domain in params.environments.domains:
         env = registry.load(domain, params.environments.levels, params.environments.headroom)
@@ -46,4 +51,10 @@ def tasks_of(params: Params, split: Split, n: int, *, skip: int = 0) -> dict[str
             found[domain] = env.tasks(split, skip + n)[skip:]
         finally:
             env.close()
+        if len(found[domain]) < n:
+            raise SetupError(
+                f"{domain} has {len(found[domain])} of {n} tasks of {split} for round {skip // n + 1}",
+                f"{skip + n} in all: a round's tasks are never those of another",
+                "lower fast.tasks_per_domain or rounds",
+            )
     return found
