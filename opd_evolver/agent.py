@@ -156,7 +156,7 @@ class Session:
         self._planned: list[str] = []
 
     def act(self, observation: str = "") -> str:
-        """The next action.
+        """The next action. After an outage the same call again goes on where it broke off.
 
         Args:
             observation: what the last action led to; before the first one, what is seen at the start.
@@ -171,6 +171,7 @@ class Session:
             self._first = self._begin(observation)
         elif self._waiting is not None:
             self._seen(self._waiting, observation)
+            self._waiting = None  # after an outage the same call goes on from here
         while True:
             self._need_steps()
             reply = self._agent.answered(self._asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from rollout_world import Shelf, small
 from opd_evolver.agent import Agent
 from opd_evolver.environments import registry
 from opd_evolver.environments.protocol import Environment
-from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.errors import CorruptionError, OutageError, SetupError
 from opd_evolver.lineage import open_run
 from opd_evolver.memory import embed
 from opd_evolver.memory.store import Memory
@@ -23,7 +23,7 @@ from opd_evolver.params import Params
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.policy.weights import weights_digest
-from opd_evolver.records import Entry, GenerationRequest, Prompt, Task, TipContent, ToolContent
+from opd_evolver.records import Entry, GenerationRequest, Prompt, Reply, Task, TipContent, ToolContent
 from opd_evolver.steps import plan
 
 ROUND = "done:1"
@@ -199,6 +199,38 @@ def test_a_call_that_cannot_be_made_is_answered_here_and_costs_a_step() -> None:
     assert session.act("start") == "look"
     assert session.n_steps == 4
     assert agent.seen[1:] == ["error missing argument $1", "error unknown tool", "error unsupported language"]
+
+
+@pytest.mark.parametrize("down", range(5))
+def test_after_an_outage_the_same_call_goes_on_where_it_broke_off(down: int) -> None:
+    """Selection, first action, a call answered here, an action, the last one: each is where the endpoint fails once."""
+    held, seen = [tool("ruby", "puts", language="ruby")], []
+
+    def played(fails_at: int | None) -> list[str]:
+        agent = _Held(["do look", "do run ruby", "do open", "do pay"], held, small(fast__outage_retries=0))
+        answer, prompts, n = agent.policy.generate, [], 0
+
+        def generate(requests: Sequence[GenerationRequest]) -> list[Reply]:
+            nonlocal n, fails_at
+            n += 1
+            if n - 1 == fails_at:
+                fails_at = None
+                raise OutageError("the endpoint is down")
+            prompts.extend(requests)
+            return answer(requests)
+
+        agent.policy.generate = generate  # type: ignore[method-assign]
+        session, actions = agent.session("task", domain="toy", scope="zora"), []
+        for observation in ("start", "looked", "opened"):
+            try:
+                actions.append(session.act(observation))
+            except OutageError:
+                actions.append(session.act(observation))
+        seen.append([request.prompt for request in prompts])
+        return [*actions, str(session.n_steps)]
+
+    assert played(None) == played(down) == ["look", "open", "pay", "4"]
+    assert seen[0] == seen[1]
 
 
 def test_the_budget_ends_a_session() -> None:

@@ -154,3 +154,13 @@ def test_a_relative_base_policy_is_found_from_every_folder(tmp_path: Path, monke
     job = plan.begin_job(relative, 1)
     monkeypatch.chdir(tmp_path)
     assert weights_digest(job.path("policy")) == job.input_digests["policy"]
+
+
+def test_a_project_is_moved_with_the_base_policy_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    (root / "policy").mkdir(parents=True)
+    (root / "policy" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    prepare.base(lineage.open_or_create(root, "a", Params(policy=PolicyParams(path=str(root / "policy")))))
+    root.rename(tmp_path / "moved")
+    job = plan.begin_job(lineage.open_run(tmp_path / "moved", "a"), 1)
+    assert weights_digest(job.path("policy")) == job.input_digests["policy"]

@@ -12,6 +12,7 @@ from chat_server import Exchange, chunks, completion, serving
 from endpoint_world import KEY, Make, answering, failing, make_fixture, request, waits_fixture  # noqa: F401
 from rollout_world import Shelf, Toy, rollout, small, tip
 
+from opd_evolver.abilities import dialects
 from opd_evolver.errors import OutageError
 from opd_evolver.policy.endpoint import EndpointPolicy
 from opd_evolver.policy.endpoint.address import Address
@@ -80,6 +81,16 @@ def test_segments_are_joined_as_the_local_encoder_joins_them(make: Make) -> None
         "<s>",
         "</s>",
         "<end_of_turn>",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[TOOL_CALLS]",
+        "[TOOL_CONTENT]",
+        "[ARGS]",
+        "[/THINK]",
+        "<SPECIAL_12>",
+        "<extra_id_0>",
     ],
 )
 def test_no_text_forges_a_role(make: Make, mark: str) -> None:
@@ -88,6 +99,19 @@ def test_no_text_forges_a_role(make: Make, mark: str) -> None:
     sent = server.seen[0].body["messages"][0]["content"]
     assert mark not in sent and mark.upper() not in sent and "<think>" not in sent and "<tool_call>" not in sent
     assert "obey" in sent and mark[1:] in sent
+
+
+def test_the_system_message_is_sent_as_the_dialect_wrote_it(make: Make) -> None:
+    speak = dialects.of("instruct").act
+    first = speak.first_message("t <tool_call>", "", (), token_budget=9)
+    prompt = speak.prompt(first)
+    with serving() as server:
+        make(server).generate([request().model_copy(update={"prompt": prompt})])
+    system, user = (message["content"] for message in server.seen[0].body["messages"])
+    assert system == prompt.messages[0].segments[0].text and "<tool_call>" in system
+    assert "<tool_call>" not in user
+    # The form that the model is told to reply in is one that can be read.
+    assert speak.parse(system[system.index("<tool_call>") :])[1]
 
 
 # ── what is read: both styles ──────────────────────────────────────────────────────────────────

@@ -62,6 +62,21 @@ def test_what_stays_down_is_an_outage(make: Make, stays: str) -> None:
     assert server.url in str(outage.value) and outage.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("named_by", "again", "others"),
+    [("OPD_ENDPOINT_URL", "then: opd resume", "--"), ("--policy", "then: the same command again", "resume")],
+)
+def test_an_error_names_what_the_url_came_from(make: Make, named_by: str, again: str, others: str) -> None:
+    with serving(failing(503)) as server, pytest.raises(OutageError) as outage:
+        make(server, patience_s=0.1, named_by=named_by).generate([request()])
+    assert f"see that {named_by} is right" in outage.value.mend and outage.value.mend.endswith(again)
+    assert others not in outage.value.mend
+    for behave in (failing(404), failing(308), failing(200, "<html>")):
+        with serving(behave) as server, pytest.raises(SetupError) as error:
+            make(server, named_by=named_by).generate([request()])
+        assert f"set {named_by}" in error.value.mend and others not in error.value.mend.replace(named_by, "")
+
+
 def test_nothing_listening_is_an_outage(make: Make) -> None:
     with serving() as server:
         policy = make(server, patience_s=0.1)

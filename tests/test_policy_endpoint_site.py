@@ -14,6 +14,7 @@ from rollout_world import small
 
 from opd_evolver.errors import SetupError
 from opd_evolver.params import merge
+from opd_evolver.policy.endpoint import open_endpoint
 from opd_evolver.policy.endpoint.usage import Prices, UsageLedger
 from opd_evolver.policy.registry import open_policy
 from opd_evolver.settings import load_settings
@@ -125,6 +126,50 @@ def test_a_wrong_setting_is_named_and_no_secret_shown(
     with pytest.raises(SetupError, match=said) as error:
         opened()
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "sent"),
+    [
+        (None, True),
+        ("http://127.0.0.1:{port}/other/v1", True),
+        ("http://127.0.0.1:1/v1", False),
+        ("http://localhost:{port}/v1", False),
+        ("https://127.0.0.1:{port}/v1", False),
+        ("not a URL", False),
+    ],
+)
+def test_key_and_headers_go_to_the_sites_own_server_alone(
+    site: Callable[..., None], capsys: pytest.CaptureFixture[str], named: str | None, sent: bool
+) -> None:
+    with serving() as server:
+        port = server.url.split(":")[2].split("/")[0]
+        site(api_key=KEY, headers='{"X-Team": "blue"}', **({"url": named.format(port=port)} if named else {}))
+        policy = open_endpoint("m", url=server.url)
+        policy.generate([request()])
+        policy.close()
+    headers = server.seen[0].headers
+    assert ("authorization" in headers) == ("x-team" in headers) == sent
+    told = capsys.readouterr().err
+    assert KEY not in told and ("are not sent to it" in told) == (not sent) and told.count("\n") == (not sent)
+
+
+def test_a_site_without_secrets_has_nothing_to_say(
+    site: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    site(url="http://127.0.0.1:1/v1")
+    assert open_endpoint("m", url="http://127.0.0.1:2/v1").where.url == "http://127.0.0.1:2/v1"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("url", ["http://[::1", f"http://h/v1?key={KEY}", f"http://me:{KEY}@h/v1", "http://h:0/v1"])
+def test_a_wrong_url_that_was_typed_names_the_option(
+    site: Callable[..., None], capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    site(url="http://127.0.0.1:1/v1", api_key=KEY)
+    with pytest.raises(SetupError, match=r"^--policy") as error:
+        open_endpoint("m", url=url)
+    assert "OPD_ENDPOINT_URL" not in str(error.value) and KEY not in f"{error.value}{capsys.readouterr()}"
 
 
 @pytest.mark.parametrize("path", ["seed", " "])

@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_world import Shelf, Toy, agent, rollout, small, tip
 
-from opd_evolver.abilities import select
+from opd_evolver.abilities import dialects, select
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.levels import n_words
-from opd_evolver.params import MemoryParams
+from opd_evolver.params import PRESETS, MemoryParams, load_preset, merge
 from opd_evolver.policy.chat import ChatEncoder
 from opd_evolver.policy.scripted import ScriptedPolicy
-from opd_evolver.records import Entry, GenerationRequest, Prompt, TipContent
+from opd_evolver.records import Entry, GenerationRequest, Prompt, SkillContent, TipContent
 from opd_evolver.rollout.budget import count_of, policy_count, token_count
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
+from opd_evolver.steps import prepare
 
 ENCODER = ChatEncoder(checkpoints.qwen3_tokenizer(), 512)
 COUNT = token_count(ENCODER.encode)
@@ -112,3 +113,55 @@ def test_a_request_is_what_it_was_before_with_words() -> None:
 
 def small_sampling() -> Any:
     return EpisodeSettings.of(small()).select_sampling
+
+
+# ── budgets of tokens fit into a prompt ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_memories_of_every_preset_fit(name: str) -> None:
+    prepare.check_budgets(load_preset(name))
+
+
+def test_the_gpu_preset_fits_whatever_the_memories_say() -> None:
+    params = load_preset("qwen3-4b-1gpu")
+    memory, limit = params.memory, params.policy.max_prompt_tokens
+    encoder, speak = ChatEncoder(checkpoints.qwen3_tokenizer(), limit), dialects.of(params.policy.dialect)
+    entries = [
+        Entry(
+            entry_id=str(number),
+            domain="toy",
+            scope="zora",
+            content=SkillContent(description=f"word {number}", steps=("word " * 15,) * 40),
+            created_round=1,
+        )
+        for number in range(memory.candidates)
+    ]
+    task = "word " * 100
+    whole, chosen = memory.entry_token_budget, entries[: memory.max_selected]
+    first = speak.act.first_message(task, "word " * 200, chosen, token_budget=whole, count=encoder.count)
+    listed = speak.maintain.first_message(len(entries), entries, token_budget=whole, count=encoder.count, notes={})
+    prompts = {
+        "select": speak.select.prompt(task, entries, token_budget=memory.candidate_token_budget, count=encoder.count),
+        "act": speak.act.prompt(first),
+        "maintain": speak.maintain.prompt(listed),
+    }
+    sizes = {ability: len(encoder.encode(prompt).token_ids) for ability, prompt in prompts.items()}
+    assert sizes["select"] > limit // 2 and max(sizes.values()) <= limit
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"memory.candidate_token_budget": 150},
+            "= 150: 7500 tokens in a prompt of select.*to 143, lower memory.c",
+        ),
+        ({"memory.entry_token_budget": 400}, "max_selected = 20 with .* 8000 tokens in a prompt of act"),
+        ({"policy.max_prompt_tokens": 4096}, "at most 3584 of policy.max_prompt_tokens = 4096"),
+    ],
+)
+def test_a_run_whose_memories_could_fill_a_prompt_is_not_begun(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SetupError, match=said):
+        prepare.check(merge(load_preset("qwen3-4b-1gpu"), changes, "test"))
+    prepare.check_budgets(merge(load_preset("qwen3-4b-1gpu"), {**changes, "memory.budget_unit": "words"}, "test"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_world import Shelf, rollout, small
 
+from opd_evolver.abilities import dialects
 from opd_evolver.environments.protocol import Environment, Executes
 from opd_evolver.errors import OutageError
 from opd_evolver.policy.scripted import ScriptedPolicy
@@ -140,6 +142,34 @@ def test_a_missing_argument_plays_nothing_and_costs_a_turn() -> None:
     env = Desk()
     done = play(["run report 1", "submit"], [tool("open $1 ; pay $2")], env)
     assert done.row.turns[0].result == "error missing argument $2" and env.log == ["submit"]
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        ("run report", ()),
+        ("run report 7  now ", ("7", "now")),
+        ("run report 'Ann Lee' 7", ("Ann Lee", "7")),
+        ('run report "Ann Lee"  x\\ y', ("Ann Lee", "x y")),
+        ("run report it's 7", ("it's", "7")),
+        ("run report '' 7", ("", "7")),
+        ("run bob's \"own\" 'a b'", ("a b",)),
+        ('run bob\'s "own"', ()),
+    ],
+)
+def test_arguments_are_words_or_quoted(said: str, arguments: tuple[str, ...]) -> None:
+    found = tools.find(said, [tool("open $1"), tool("open $1", name='bob\'s "own"')])
+    assert found is not None and found[1] == arguments
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), max_size=4))
+def test_arguments_of_a_tool_call_arrive_one_by_one(values: list[str]) -> None:
+    told = json.dumps({"name": "report", "arguments": values})
+    action, readable = dialects.of("instruct").act.parse(f"<tool_call>{told}</tool_call>")
+    found = tools.find(action, [tool("open $1")])
+    wanted = [" ".join(value.encode("utf-8", "replace").decode().split()) for value in values]
+    if "</tool_call>" not in told:
+        assert readable and found is not None and found[1] == tuple(one for one in wanted if one)
 
 
 @pytest.mark.parametrize("action", ["run", "run nothing", "run repo rt", "run reports 1"])

@@ -16,6 +16,7 @@ import pytest
 from conftest import Opd
 
 from opd_evolver import processes, stack, step
+from opd_evolver.commands import run
 from opd_evolver.errors import CorruptionError, OpdError, OutageError, SetupError
 from opd_evolver.processes import alive, started
 from opd_evolver.settings import load_settings
@@ -52,6 +53,28 @@ def test_down_stops_what_carries_the_mark_and_never_a_pid_that_was_given_anew(fo
         for child in (other, left_behind):
             child.kill()
             child.wait()
+
+
+def test_a_worker_that_began_with_other_settings_is_not_given_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPD_ARTIFACT_ROOT", "OPD_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    assert stack.begun_otherwise() == [], "no stack, no worker"
+    worker = _sleeper(OPD_DEVICE="cpu")
+    try:
+        one = Service(pid=worker.pid, started=started(worker.pid) or 0.0, log=str(folder / "log"))
+        services.write(folder, Stack(mark=MARK, prefect_port=1, services={"worker-control": one}))
+        monkeypatch.setenv("OPD_DEVICE", "cpu")
+        assert stack.begun_otherwise() == []
+        monkeypatch.setenv("OPD_ARTIFACT_ROOT", str(folder))
+        monkeypatch.setenv("OPD_DEVICE", "cuda")
+        assert stack.begun_otherwise() == ["OPD_ARTIFACT_ROOT", "OPD_DEVICE"]
+        with pytest.raises(SetupError, match="another OPD_ARTIFACT_ROOT and another OPD_DEVICE"):
+            run._same_settings(stack.begun_otherwise())
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_a_stubborn_process_is_killed_in_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

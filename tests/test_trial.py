@@ -55,6 +55,7 @@ def test_an_endpoint_is_tried_in_all_four_abilities(opd: Opd, elsewhere: Path) -
 def test_the_report_shows_prompts_replies_and_the_estimate(opd: Opd, elsewhere: Path) -> None:
     with serving(chat) as server:
         text = tried(opd, server, "--dialect", "instruct", "--set", "fast.rollouts_per_task=1")
+    assert all(message["content"] in text for sent in server.seen for message in sent.body["messages"])
     for said in ("[system]\nYou are an agent", "Action: select count", "Task: ", "[m1] tip for", "── reply ──"):
         assert said in text
     assert "a full fast loop: 200 rollouts, about" in text and "an endpoint cannot be trained" in text
@@ -73,6 +74,26 @@ def test_the_report_shows_prompts_replies_and_the_estimate(opd: Opd, elsewhere: 
 def test_wrong_calls_say_what_mends_them(opd: Opd, elsewhere: Path, arguments: tuple[str, ...], said: str) -> None:
     found = opd("try", "--env", "sql", *arguments)
     assert found.code == 2 and said in found.err
+
+
+def test_budgets_of_an_endpoint_count_words_and_those_of_a_folder_must_fit(opd: Opd, elsewhere: Path) -> None:
+    with serving(chat) as server:
+        words = ("try", "--env", "sql", "--policy", server.url, "--model", "m")
+        found = opd(*words, "--set", "memory.budget_unit=tokens")
+        assert opd(*words, "--tasks", "1", "--preset", "qwen3-4b-1gpu").code == 0
+    assert found.code == 2 and "set memory.budget_unit to words" in found.err
+    found = opd(
+        "try",
+        "--env",
+        "sql",
+        "--policy",
+        "nowhere",
+        "--set",
+        "memory.candidates=50",
+        "--set",
+        "policy.max_prompt_tokens=99",
+    )
+    assert found.code == 2 and "raise policy.max_prompt_tokens" in found.err
 
 
 def test_an_unknown_environment_is_named(opd: Opd, elsewhere: Path) -> None:

@@ -190,14 +190,13 @@ def _shown(policy: Policy, request: GenerationRequest, reply: Reply) -> Shown:
 
 
 def _rendered(policy: Policy, prompt: Prompt, reply: Reply) -> str:
-    """The prompt as served, template and all; an endpoint's by its messages."""
+    """The prompt as served, template and all; an endpoint's by the messages that it was sent."""
     tokenizer: Any = getattr(policy, "tokenizer", None)
     if tokenizer is not None and reply.prompt_token_ids:
         return str(tokenizer.decode(list(reply.prompt_token_ids), skip_special_tokens=False))
-    return "\n".join(
-        f"[{message.role}]\n" + " ".join(segment.text for segment in message.segments if segment.text)
-        for message in prompt.messages
-    )
+    from opd_evolver.policy.endpoint import wire
+
+    return "\n".join(f"[{sent['role']}]\n{sent['content']}" for sent in wire.messages(prompt))
 
 
 def _tried(row: LedgerRow, params: Params) -> Tried:

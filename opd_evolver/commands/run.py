@@ -90,6 +90,7 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
         params = prepared.params
         wanted = {"worker-gpu": params.flows.placement == "deployment", "weaviate": params.memory.store == "weaviate"}
         with stack.running(load_settings(), extras=tuple(name for name, asked in wanted.items() if asked)):
+            _same_settings(stack.begun_otherwise())
             dispatch.through_worker(prepared, watch.tick)
         return
     stack.mend(load_settings())  # a worker that was killed would never take the run
@@ -100,5 +101,15 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
         return
     if (why := dispatch.deployment_ready(url)) is not None:
         raise SetupError(why, "a server with the deployment and a worker", "opd up, or add --local")
+    _same_settings(stack.begun_otherwise())
     watch.say(f"through the deployment {dispatch.DEPLOYMENT} at {url}")
     dispatch.through_worker(prepared, watch.tick)
+
+
+def _same_settings(otherwise: list[str]) -> None:
+    if otherwise:
+        raise SetupError(
+            f"the worker of `opd up` was started with another {' and another '.join(otherwise)}",
+            "the settings of this command",
+            "opd down, then opd up with them; or add --local",
+        )

@@ -44,6 +44,8 @@ def _params(given: argparse.Namespace, remote: bool) -> parameters.Params:
         "policy.dialect": given.dialect or ("instruct" if chat else "terse"),
         "environments.domains": [given.env],
         "memory.store": "embedded",
+        # An endpoint's tokens cannot be counted before they are sent.
+        **({"memory.budget_unit": "words"} if remote else {}),
         **({} if remote or given.preset else {"policy.dtype": "float32"}),
         **parameters.parse_set(given.pairs),
     }
@@ -58,5 +60,7 @@ def _policy(given: argparse.Namespace, chosen: parameters.Params, remote: bool) 
 
         return open_endpoint(chosen.policy.path, thinking=chosen.policy.thinking, url=given.policy)
     from opd_evolver.policy.registry import open_policy
+    from opd_evolver.steps import prepare
 
+    prepare.check_budgets(chosen)
     return open_policy(chosen.policy, device=load_settings().device)

@@ -15,13 +15,20 @@ import torch
 
 from opd_evolver.durable import explained
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.policy.weights import read_json, replaced_name, resolve, tensors_of, weight_files, weights_digest
-from opd_evolver.records import canonical_json, digest_of
+from opd_evolver.policy.weights import (
+    adapter_base,
+    adapter_scaling,
+    is_adapter,
+    read_json,
+    replaced_name,
+    resolve,
+    tensors_of,
+    weight_files,
+    weights_digest,
+)
+from opd_evolver.records import digest_of
 
-_ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-# What scales an adapter's update; the rest of its configuration concerns training.
-_ADAPTER_SCALING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 class Checkpoint(NamedTuple):
@@ -46,7 +53,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Ch
     """
     folder = resolve(path)
     _quiet_transformers()
-    if (folder / _ADAPTER_CONFIG).is_file():
+    if is_adapter(folder):
         return _load_adapter(folder, device, dtype)
     model = _load_model(folder, dtype)
     return Checkpoint(on_device(model, device), load_tokenizer(folder), weights_digest(folder)[:12])
@@ -107,14 +114,7 @@ def _load_model(folder: Path, dtype: str) -> Any:
 
 
 def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
-    recorded = read_json(folder / _ADAPTER_CONFIG)
-    base_name = recorded.get("base_model_name_or_path")
-    if not base_name:
-        raise SetupError(
-            f"{folder / _ADAPTER_CONFIG} names no base", "base_model_name_or_path", "add the base's path to it"
-        )
-    beside = folder / str(base_name)
-    base = resolve(beside if beside.is_dir() else str(base_name))
+    base = adapter_base(folder)
     for file in weight_files(folder):
         tensors_of(file)
     model = _load_model(base, dtype)
@@ -129,8 +129,7 @@ def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
             "check base_model_name_or_path",
         ) from error
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    scaling = canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
-    version = digest_of([weights_digest(base), weights_digest(folder), scaling])[:12]
+    version = digest_of([weights_digest(base), weights_digest(folder), adapter_scaling(folder)])[:12]
     return Checkpoint(on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
 
 

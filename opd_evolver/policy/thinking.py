@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NAMES = r"(?:think|thinking|thought|reasoning)"
-_BLOCK = re.compile(rf"<({_NAMES})>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(rf"<(/?)({_NAMES})>", re.IGNORECASE)
 _ENDED = re.compile(rf"\A.*</{_NAMES}>", re.DOTALL | re.IGNORECASE)
 _UNENDED = re.compile(rf"<{_NAMES}>.*\Z", re.DOTALL | re.IGNORECASE)
 
@@ -15,4 +15,20 @@ def without_thinking(text: str) -> str:
 
     A closing tag alone ends thinking that the chat template had begun.
     """
-    return _UNENDED.sub("", _ENDED.sub("", _BLOCK.sub("", text))).strip()
+    return _UNENDED.sub("", _ENDED.sub("", _without_blocks(text))).strip()
+
+
+def _without_blocks(text: str) -> str:
+    """Without what stands between a tag and the next that closes it, in time linear in the text: it may be hostile."""
+    tags = list(_TAG.finditer(text))
+    closed = {tag[2].lower(): tag.start() for tag in tags if tag[1]}
+    kept, at, inside = [], 0, ""
+    for tag in tags:
+        name = tag[2].lower()
+        if inside:
+            if tag[1] and name == inside:
+                at, inside = tag.end(), ""
+        elif not tag[1] and closed.get(name, -1) > tag.start():
+            kept.append(text[at : tag.start()])
+            inside = name
+    return "".join((*kept, text[at:]))

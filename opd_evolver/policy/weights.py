@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.records import digest_of
+from opd_evolver.records import canonical_json, digest_of
 
 SEED = "seed"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+# What scales an adapter's update; the rest of its configuration concerns training.
+_ADAPTER_SCALING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -58,6 +61,43 @@ def resolve(path: str | Path) -> Path:
 def replaced_name(folder: Path) -> Path:
     """Where `save` keeps the old folder until the new one stands."""
     return folder.parent / f".{folder.name}.replaced"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter rather than a whole model."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the base under an adapter, as its configuration names it: from `folder` on, or by itself.
+
+    Raises:
+        SetupError: it names none, or one that is not on this machine.
+        CorruptionError: the configuration cannot be read.
+    """
+    config = folder / ADAPTER_CONFIG
+    name = read_json(config).get("base_model_name_or_path")
+    if not name:
+        raise SetupError(f"{config} names no base", "base_model_name_or_path", "add the base's path to it")
+    beside = folder / str(name)
+    try:
+        return resolve(beside if beside.is_dir() else str(name))
+    except SetupError:
+        raise SetupError(
+            f"{config} names the base {name}, which is not on this machine",
+            "a folder in Hugging Face form",
+            "set its base_model_name_or_path to where the base lies; or, of a run: opd export --form merged",
+        ) from None
+
+
+def adapter_scaling(folder: Path) -> str:
+    """What of an adapter's configuration scales its update, as canonical JSON.
+
+    Raises:
+        CorruptionError: the configuration cannot be read.
+    """
+    recorded = read_json(folder / ADAPTER_CONFIG)
+    return canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -137,7 +177,7 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
 def weights_digest(folder: Path) -> str:
     """sha256 over names, dtypes, shapes and bytes of all tensors; file metadata and sharding do not enter.
 
-    For an adapter: of its own tensors and scaling; its base is digested apart.
+    For an adapter: of its own tensors alone; what `adapter_base` and `adapter_scaling` say is digested apart.
 
     Raises:
         SetupError, CorruptionError: as `weight_files` and `tensors_of`.

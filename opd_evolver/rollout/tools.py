@@ -9,6 +9,7 @@ Differs: the authors' code stores tools and never calls them.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -51,7 +52,7 @@ def is_call(action: str) -> bool:
 
 
 def find(action: str, injected: Sequence[Entry], scope: str = "") -> tuple[Entry, tuple[str, ...]] | None:
-    """The called tool and its arguments.
+    """The called tool and its arguments: words, or in quotes as a shell reads them.
 
     The longest name wins, then an entry of the task's scope, then the newest, then the first injected.
     """
@@ -64,7 +65,18 @@ def find(action: str, injected: Sequence[Entry], scope: str = "") -> tuple[Entry
             rank = (len(name), entry.scope == scope, entry.learnt_round)
             if fits and (best is None or rank > best[:3]):
                 best = (*rank, entry)
-    return None if best is None else (best[3], tuple(words[best[0] :]))
+    return None if best is None else (best[3], _arguments(action.split(maxsplit=1 + best[0])[1 + best[0] :]))
+
+
+def _arguments(rest: list[str]) -> tuple[str, ...]:
+    """The arguments in what follows the name, if anything does; with a quote that never ends each word is one."""
+    text = "".join(rest)
+    if any(mark in text for mark in "'\"\\"):
+        try:
+            return tuple(shlex.split(text))
+        except ValueError:
+            pass
+    return tuple(text.split())
 
 
 def _failed(observation: str, entry: Entry | None = None) -> Called:

@@ -88,6 +88,20 @@ def mend(settings: Settings | None = None) -> None:
         up(settings, extras=tuple(name for name in (*EXTRAS, *ON_REQUEST) if name in stack.services))
 
 
+def begun_otherwise() -> list[str]:
+    """Site settings with which the worker that was started here began, where this process has others.
+
+    They say where a run lies and what computes it, and a worker hands its own to the flows.
+    """
+    stack = services.read(Path.cwd())
+    if stack is None or not stack.serves("worker-control"):
+        return []
+    import psutil
+
+    theirs = psutil.Process(stack.services["worker-control"].pid).environ()
+    return [name for name in ("OPD_ARTIFACT_ROOT", "OPD_DEVICE") if theirs.get(name) != os.environ.get(name)]
+
+
 @contextmanager
 def running(settings: Settings | None = None, *, extras: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """`up`, and `down` at the end, also after an error or Ctrl-C; a stack that was there before stays."""

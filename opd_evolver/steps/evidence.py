@@ -33,7 +33,7 @@ def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedR
     folder = snapshots.sound(run, last)
     digests = dict((run.summary(last) or {})["digests"])
     base_path, base_digest = plan.base_policy(run)
-    base = source(run, Path(base_path), base_digest)
+    base = source(run, run.root / base_path, base_digest)
     policy = source(run, folder / "policy", digests["weights"])
     memory = memory_of(run, last)
     n = run.params.benchmark.test_tasks_per_domain

@@ -34,7 +34,12 @@ FOLDERS: dict[Form, str] = {"merged": "policy", "adapter": "adapter"}
 
 
 class AgentCard(Record):
-    """What agent.json holds; digests are those of the files beside it."""
+    """What agent.json holds; digests are those of the files beside it.
+
+    Attributes:
+        base_digest, scaling: of an adapter: the weights under it and what scales its update; its own tensors do not
+            tell them. None where they were not recorded yet.
+    """
 
     schema_version: int = SCHEMA_VERSION
     lineage: str
@@ -42,6 +47,8 @@ class AgentCard(Record):
     form: Form
     params: dict[str, Any]
     policy_digest: str
+    base_digest: str | None = None
+    scaling: str | None = None
     memory_digest: str | None = None
     reembeds: tuple[str, ...] = ()
 
@@ -96,7 +103,7 @@ def _of_run(run: Run, round_: int) -> Found:
         from opd_evolver.policy.weights import resolve
 
         path, digest = plan.base_policy(run)
-        folder = resolve(path)
+        folder = resolve(str(run.root / path))
         _check_weights(folder, digest)
         return Found(run.lineage, 0, run.params, folder, digest, None, ())
     folder = snapshots.sound(run, round_)
@@ -116,6 +123,8 @@ def _card(folder: Path) -> AgentCard:
 def _exported(folder: Path, card: AgentCard) -> Found:
     policy, memory = folder / FOLDERS[card.form], folder / "memory"
     _check_weights(policy, card.policy_digest)
+    if card.form == "adapter":
+        _check_under(policy, card)
     if card.memory_digest is not None:
         info = verify(memory)
         if info.digest_entries + info.digest_ledger != card.memory_digest:
@@ -130,6 +139,17 @@ def _check_weights(folder: Path, digest: str) -> None:
 
     if (seen := weights_digest(folder)) != digest:
         raise CorruptionError(f"the weights in {folder} have digest {seen[:12]}", digest[:12], "fetch them again")
+
+
+def _check_under(adapter: Path, card: AgentCard) -> None:
+    """The base under an adapter and its scaling, against the card."""
+    from opd_evolver.policy.weights import ADAPTER_CONFIG, adapter_base, adapter_scaling
+
+    base = adapter_base(adapter)
+    if card.base_digest is not None:
+        _check_weights(base, card.base_digest)
+    if card.scaling is not None and (seen := adapter_scaling(adapter)) != card.scaling:
+        raise CorruptionError(f"{adapter / ADAPTER_CONFIG} scales by {seen}", card.scaling, "export it again")
 
 
 def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentCard:
@@ -149,7 +169,7 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
         raise SetupError(f"{target} exists", "a folder that does not", "choose another --to, or remove it")
     found = _of_run(run, round_)
     weights = found.policy if form == "merged" else _adapter(run, round_)
-    from opd_evolver.policy.weights import weights_digest
+    from opd_evolver.policy.weights import adapter_scaling, weights_digest
 
     if target.exists():
         there = _card(target)
@@ -163,7 +183,7 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
         )
     digests = None
     with new_folder(target) as building:
-        shutil.copytree(weights, building / FOLDERS[form])
+        _write_weights(weights, building / FOLDERS[form], form, run.params.policy.dtype)
         if found.memory is not None:
             shutil.copytree(found.memory, building / "memory")
             info = verify(building / "memory")
@@ -175,6 +195,8 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
             form=form,
             params=run.params.model_dump(mode="json"),
             policy_digest=weights_digest(building / FOLDERS[form]),
+            base_digest=plan.base_policy(run)[1] if form == "adapter" else None,
+            scaling=adapter_scaling(weights) if form == "adapter" else None,
             memory_digest=digests,
             reembeds=found.reembeds,
         )
@@ -183,10 +205,25 @@ def export(run: Run, round_: int, target: Path, form: Form = "merged") -> AgentC
     return card
 
 
+def _write_weights(weights: Path, target: Path, form: Form, dtype: str) -> None:
+    """A copy; where the run began with an adapter, its base policy is merged first, as it was served."""
+    from opd_evolver.policy.weights import is_adapter
+
+    if form == "adapter" or not is_adapter(weights):
+        shutil.copytree(weights, target)
+        return
+    from opd_evolver.policy import checkpoint
+
+    merged = checkpoint.load(weights, dtype=dtype)
+    checkpoint.save(merged.model, merged.tokenizer, target)
+
+
 def _adapter(run: Run, round_: int) -> Path:
     """The bare adapter of a round; only one that sits on the base policy is of use without the rounds before."""
+    from opd_evolver.policy.weights import is_adapter
+
     folder = run.owner(round_).step(round_, "distil") / "adapter"
-    if round_ == 0 or not (folder / "adapter_config.json").is_file():
+    if round_ == 0 or not is_adapter(folder):
         raise SetupError(
             f"round {round_} of `{run.lineage}` has no adapter", "a round trained by LoRA", "--form merged"
         )
@@ -195,6 +232,12 @@ def _adapter(run: Run, round_: int) -> Path:
             f"the adapter of round {round_} sits on the policy of round {under}",
             "an adapter over the base policy",
             "--form merged has all rounds in it",
+        )
+    if is_adapter(base := run.root / plan.base_policy(run)[0]):
+        raise SetupError(
+            f"the adapter of round {round_} sits on the adapter {base}",
+            "an adapter over whole weights",
+            "--form merged has both in it",
         )
     return folder
 
@@ -233,7 +276,9 @@ def _readme(run: Run, card: AgentCard) -> str:
             "",
             f"Made by `opd export`; environments {', '.join(run.params.environments.domains)}, "
             f"dialect `{run.params.policy.dialect}`, preset `{run.params.preset}`.",
-            f"Weights: `{folder}/`, digest `{card.policy_digest[:16]}`. Memory: "
+            f"Weights: `{folder}/`, digest `{card.policy_digest[:16]}`"
+            + (f", over the base with digest `{card.base_digest[:16]}`" if card.base_digest else "")
+            + ". Memory: "
             + (f"`memory/`, digest `{card.memory_digest[:16]}`." if card.memory_digest else "none."),
             "",
             "| success on deploy-test, 95 % interval clustered by family | |",

@@ -38,7 +38,7 @@ ROUND_PARTS = (
 
 
 def base_policy(run: Run) -> tuple[str, str]:
-    """Path and weights digest of the policy the run began with, recorded once in base.json."""
+    """Path (from the artifact root on) and weights digest of the policy the run began with, once in base.json."""
     tree = read_json(run.owner(0).run / "base.json")
     return str(tree["policy"]), str(tree["policy_digest"])
 

@@ -12,6 +12,9 @@ from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
+ROOM = 8
+"""One token of so many in a prompt is left to instructions, task and history."""
+
 
 def artifact_root() -> Path:
     """Where runs/ and versions/ lie: OPD_ARTIFACT_ROOT, else the project's folder."""
@@ -43,12 +46,13 @@ def check(wanted: params.Params) -> None:
     mended mistake is no changed parameter.
 
     Raises:
-        SetupError, CorruptionError: what is missing or damaged.
+        SetupError, CorruptionError: what is missing, damaged or does not fit.
         OutageError: the embeddings endpoint does not answer.
     """
     from opd_evolver.environments import registry
     from opd_evolver.memory.embed import open_embedder
 
+    check_budgets(wanted)
     for domain in wanted.environments.domains:
         registry.load(domain, wanted.environments.levels, wanted.environments.headroom).close()
     open_embedder(wanted.memory.embedder).ready()
@@ -63,6 +67,30 @@ def check(wanted: params.Params) -> None:
 
         for file in weights.weight_files(weights.resolve(wanted.policy.path)):
             weights.tensors_of(file)
+
+
+def check_budgets(wanted: params.Params) -> None:
+    """Whether memories fit into every ability's prompt, where budgets count tokens; what words come to is not known.
+
+    Raises:
+        SetupError: they could fill a prompt, which would end the run in mid-round: memories are never cut from one.
+    """
+    memory, limit = wanted.memory, wanted.policy.max_prompt_tokens
+    if memory.budget_unit != "tokens":
+        return
+    most = limit - limit // ROOM
+    for ability, number, budget in (
+        ("select", "candidates", "candidate_token_budget"),
+        ("act", "max_selected", "entry_token_budget"),
+        ("maintain", "candidates", "entry_token_budget"),
+    ):
+        n, each = getattr(memory, number), getattr(memory, budget)
+        if n * each > most:
+            raise SetupError(
+                f"memory.{number} = {n} with memory.{budget} = {each}: {n * each} tokens in a prompt of {ability}",
+                f"at most {most} of policy.max_prompt_tokens = {limit}; the rest is for instructions, task and history",
+                f"lower memory.{budget} to {most // n}, lower memory.{number}, or raise policy.max_prompt_tokens",
+            )
 
 
 def finished_run(
@@ -85,8 +113,10 @@ def base(run: Run) -> None:
         return
     from opd_evolver.policy.weights import resolve, weights_digest
 
-    folder = resolve(run.params.policy.path)
-    tree = {"schema_version": SCHEMA_VERSION, "policy": str(folder), "policy_digest": weights_digest(folder)}
+    # Steps read paths from the artifact root on, in any folder; a project is moved with what lies in it.
+    folder, root = resolve(run.params.policy.path).resolve(), run.root.resolve()
+    place = folder.relative_to(root) if folder.is_relative_to(root) else folder
+    tree = {"schema_version": SCHEMA_VERSION, "policy": str(place), "policy_digest": weights_digest(folder)}
     write_text(path, canonical_json(tree) + "\n")
 
 

@@ -10,6 +10,7 @@ Paper: fast loop step 3 and the act view of the slow loop.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,10 +44,14 @@ SYSTEM = system(
 _LABEL = re.compile(r"^[\s>#*_-]*(?:final\s+)?action(?:\s*\d+)?\s*[*_]*\s*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
 _INPUT = re.compile(r"^[\s>#*_-]*action[ _]input(?:\s*\d+)?\s*[*_]*\s*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
 _OTHER = re.compile(r"^[\s>#*_-]*(?:observation|thought|result)\s*\d*\s*[*_]*\s*:", re.IGNORECASE)
+_OPENED = re.compile(r"(\*+)(?=final|action)", re.IGNORECASE)
+_BOLD = re.compile(r"(\*{1,3})([^\s*](?:.*[^\s*])?)\1")
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"\A```[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _ACTING = {"act", "action", "step", "execute", "environment", "env", "do"}
+# Keys under which a text is a line of arguments, as behind a tool's name.
+_LINES = {"arguments", "args"}
 
 
 def first_message(
@@ -134,26 +139,39 @@ def _action_of(tree: Any) -> str | None:
         if isinstance(arguments, dict):
             arguments = reading.field(arguments, "action", "command", "input", "text")
         return _line(arguments) or None if isinstance(arguments, str) else None
-    words = _words(arguments)
-    return " ".join(["run", *words] if name.lower() == "run" else ["run", name, *words]) if words is not None else None
+    values = _values(arguments)
+    if values is None:
+        return None
+    # Of `run` the first value is the tool's name, or the whole call; a text by itself is a line of arguments.
+    n_bare = 1 if name.lower() == "run" else len(values) if isinstance(arguments, str) else 0
+    words = [*values[:n_bare], *map(_word, values[n_bare:])]
+    return " ".join(["run", *words] if name.lower() == "run" else ["run", name, *words])
 
 
-def _words(arguments: Any) -> list[str] | None:
+def _values(arguments: Any) -> list[str] | None:
     """Arguments of a saved tool in their order; None when one is no plain value."""
     if arguments is None or arguments == "":
         return []
     if isinstance(arguments, dict):
-        arguments = list(arguments.values())
+        arguments = [
+            value.split() if isinstance(value, str) and str(key).lower() in _LINES else value
+            for key, value in arguments.items()
+        ]
     found: list[str] = []
     for value in arguments if isinstance(arguments, list) else [arguments]:
-        inner = _words(value) if isinstance(value, list) else None
+        inner = _values(value) if isinstance(value, list) else None
         if inner is not None:
             found += inner
         elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
             found.append(" ".join(str(value).split()))
         else:
             return None
-    return [word for word in found if word]
+    return [one for one in found if one]
+
+
+def _word(value: str) -> str:
+    """A value as one argument of a call, as `tools.find` reads it."""
+    return shlex.quote(value) if any(mark in value for mark in " '\"\\") else value
 
 
 def _labelled(text: str) -> str | None:
@@ -163,7 +181,7 @@ def _labelled(text: str) -> str | None:
         if _INPUT.match(line) or (matched := _LABEL.match(line)) is None:
             continue
         below = lines[place + 1 :]
-        action = matched[1].strip().strip("*").strip()
+        action = _unbold(line[: matched.start(1)], matched[1].strip())
         if not action or action.startswith("```"):
             action = _fenced("\n".join([action, *below]).strip())
         elif action[:1] == "{" and (call := next(iter(reading.values(action)), None)) is not None:
@@ -175,6 +193,15 @@ def _labelled(text: str) -> str | None:
                 return _with_input(action, given[1].strip())
         return _line(action) or None
     return None
+
+
+def _unbold(label: str, action: str) -> str:
+    """An action without the asterisks that made it or its whole line bold; its own stay."""
+    opened = _OPENED.search(label)
+    if opened is not None and "*" not in label[opened.end() :]:
+        return action.removesuffix(opened[1]).strip()
+    wrapped = _BOLD.fullmatch(action)
+    return wrapped[2] if wrapped else action
 
 
 def _with_input(name: str, given: str) -> str | None:

@@ -16,6 +16,9 @@ from opd_evolver.policy.thinking import without_thinking
 MOST_CHARS = 30_000
 _MOST_STARTS = 50
 _MOST_LITERAL = 4000
+# Beyond these, writing a value down again fails: json.dumps by its depth, str by its digits.
+_MOST_DEEP = 40
+_MOST_BITS = 4096
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
 _TRAILING = re.compile(r",(\s*[}\]])")
 _HANDLE = re.compile(r"[\[(`#]{0,2}m?(\d{1,3})[\])`]{0,2}(?=$|[\s:,;])", re.IGNORECASE)
@@ -28,7 +31,7 @@ _BARE_HANDLE = re.compile(r"m(\d{1,3})", re.IGNORECASE)
 
 def said(reply: str) -> str:
     """The reply without thinking, cut where no honest reply ends."""
-    return without_thinking(reply[:MOST_CHARS])
+    return without_thinking(reply)[:MOST_CHARS]
 
 
 def values(text: str) -> list[Any]:
@@ -59,7 +62,7 @@ def _forgiving(text: str) -> Any:
         return None
     for attempt in (text, _TRAILING.sub(r"\1", text)):
         try:
-            return _utf8(json.loads(attempt, strict=False), attempt)
+            return _plain(json.loads(attempt, strict=False))
         except (ValueError, RecursionError):
             continue
     if len(text) > _MOST_LITERAL:
@@ -67,7 +70,7 @@ def _forgiving(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _utf8(ast.literal_eval(text), text)
+            return _plain(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -76,7 +79,7 @@ def _object_at(text: str, at: int) -> tuple[Any, int]:
     """The object that begins at `at`, read forgivingly, and where to look on."""
     try:
         tree, end = json.JSONDecoder(strict=False).raw_decode(text, at)
-        return _utf8(tree, text), end
+        return _plain(tree), end
     except (ValueError, RecursionError):
         pass  # a slip, perhaps one that can be forgiven
     depth, quoted, escaped = 0, False, False
@@ -96,15 +99,23 @@ def _object_at(text: str, at: int) -> tuple[Any, int]:
     return None, at + 1
 
 
-def _utf8(tree: Any, source: str) -> Any:
-    """Half characters (`\\ud800`) replaced: no ledger could hold them."""
-    if "\\u" not in source:
-        return tree
+def _plain(tree: Any, depth: int = 0) -> Any:
+    """A tree of plain values, half characters (`\\ud800`) replaced: no ledger could hold them.
+
+    Raises:
+        ValueError: nesting or a number beyond what an honest reply holds, or values that JSON does not know.
+    """
     if isinstance(tree, str):
         return tree.encode("utf-8", "replace").decode()
-    if isinstance(tree, dict):
-        return {_utf8(key, source): _utf8(value, source) for key, value in tree.items()}
-    return [_utf8(value, source) for value in tree] if isinstance(tree, list) else tree
+    if depth > _MOST_DEEP or (isinstance(tree, int) and tree.bit_length() > _MOST_BITS):
+        raise ValueError("too deep or too large")
+    if isinstance(tree, dict) and not any(isinstance(key, tuple) for key in tree):
+        return {_plain(key, depth + 1): _plain(value, depth + 1) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_plain(value, depth + 1) for value in tree)
+    if tree is None or isinstance(tree, (int, float)):
+        return tree
+    raise ValueError(f"{type(tree).__name__} is no plain value")
 
 
 def field(tree: dict[str, Any], *names: str) -> Any:

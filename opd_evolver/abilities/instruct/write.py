@@ -132,7 +132,7 @@ def content_of(tree: Any) -> Content | None:
 
 
 def _shown(tree: Any) -> str:
-    return " ".join(json.dumps(tree, ensure_ascii=False, default=str).split())[:80]
+    return " ".join(json.dumps(tree, ensure_ascii=False).split())[:80]
 
 
 def _trees(text: str) -> list[Any] | None:

@@ -142,7 +142,7 @@ def open_endpoint(
         model: id of the model; what `policy.path` says.
         thinking: see `EndpointPolicy`.
         version: name in ledger rows; None is made of the id.
-        url: another server than the site's.
+        url: another server than the site's, as a command names it; see `address`.
 
     Raises:
         SetupError: no server is named, or a setting or the id is wrong.
@@ -156,8 +156,6 @@ def open_endpoint(
             "set policy.path to it; the server's /models lists its models",
         )
     settings = load_settings()
-    if url is not None:
-        settings = settings.model_copy(update={"endpoint_url": url})
     prices = Prices(prompt=settings.endpoint_price_prompt, reply=settings.endpoint_price_reply)
     usage = UsageLedger(model, prices, settings.artifact_root / FILE)
-    return EndpointPolicy(model, address(settings), version=version, thinking=thinking, usage=usage)
+    return EndpointPolicy(model, address(settings, url), version=version, thinking=thinking, usage=usage)

@@ -10,11 +10,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 
+from opd_evolver.console import say
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Record
 from opd_evolver.settings import Settings
 
 URL, KEY, HEADERS = "OPD_ENDPOINT_URL", "OPD_ENDPOINT_API_KEY", "OPD_ENDPOINT_HEADERS"
+TYPED = "--policy"
+"""Where the URL comes from when a command names it instead of the site."""
 _EXAMPLE = "http://127.0.0.1:8000/v1"
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\x21-\x7e]+(?: +[\x21-\x7e]+)*")
@@ -31,6 +34,7 @@ class Address(Record):
         concurrency: requests in flight.
         requests_per_minute: None is no limit.
         stream: whether replies are read as they come.
+        named_by: the setting or the option that the URL comes from; errors say it.
     """
 
     url: str
@@ -40,6 +44,17 @@ class Address(Record):
     concurrency: int = 8
     requests_per_minute: float | None = None
     stream: bool = True
+    named_by: str = URL
+
+    @property
+    def model_named_by(self) -> str:
+        """What names the model beside this URL."""
+        return "--model" if self.named_by == TYPED else "policy.path"
+
+    @property
+    def again(self) -> str:
+        """What goes on after an outage; a command that was told the URL has no run to resume."""
+        return "the same command again" if self.named_by == TYPED else "opd resume"
 
     @property
     def is_local(self) -> bool:
@@ -59,17 +74,24 @@ class Address(Record):
         return text
 
 
-def address(settings: Settings) -> Address:
-    """The endpoint that the site's settings name.
+def address(settings: Settings, typed: str | None = None) -> Address:
+    """The endpoint that the site's settings name, or a command.
 
     Args:
         settings: of this process.
+        typed: another URL than the site's. Where the site names a server, key and headers are for that one alone:
+            another is sent neither, and a line says so.
 
     Raises:
         SetupError: no URL or a wrong one, or a key or header that cannot be sent; never shows a secret.
     """
-    if settings.endpoint_url is None:
+    given, named_by = (settings.endpoint_url, URL) if typed is None else (typed, TYPED)
+    if given is None:
         raise SetupError("policy.backend is endpoint and no server is named", "its base URL", f"set {URL}={_EXAMPLE}")
+    url = _url(given, named_by)
+    if typed is not None and _is_foreign(settings, url):
+        say(f"{url} is not the server of {URL}: {KEY} and {HEADERS} are not sent to it")
+        settings = settings.model_copy(update={"endpoint_api_key": None, "endpoint_headers": None})
     headers = _headers(settings.endpoint_headers)
     if settings.endpoint_api_key is not None:
         key = settings.endpoint_api_key.get_secret_value()
@@ -77,17 +99,34 @@ def address(settings: Settings) -> Address:
             raise SetupError(f"{KEY} holds line breaks, blanks at its ends or no ASCII", "a key", f"set {KEY} again")
         headers["Authorization"] = SecretStr(f"Bearer {key}")
     return Address(
-        url=_url(settings.endpoint_url),
+        url=url,
         headers=headers,
         timeout_s=settings.endpoint_timeout_s,
         patience_s=settings.endpoint_patience_s,
         concurrency=settings.endpoint_concurrency,
         requests_per_minute=settings.endpoint_requests_per_minute,
         stream=settings.endpoint_stream,
+        named_by=named_by,
     )
 
 
-def _url(given: str) -> str:
+def _is_foreign(settings: Settings, url: str) -> bool:
+    """Whether the site has secrets and they belong to another server."""
+    if settings.endpoint_url is None or (settings.endpoint_api_key is None and settings.endpoint_headers is None):
+        return False
+    return _origin(url) != _origin(settings.endpoint_url)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None] | None:
+    """Scheme, host and port; None when it is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+
+
+def _url(given: str, named_by: str) -> str:
     try:
         parts = urlsplit(given)
         port, host = parts.port, parts.hostname
@@ -95,12 +134,14 @@ def _url(given: str) -> str:
         parts, port, host = urlsplit(""), None, None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise SetupError(
-            f"{URL} carries a user, a password, a query or a fragment",
+            f"{named_by} carries a user, a password, a query or a fragment",
             f"an address alone, such as {_EXAMPLE}",
             f"put secrets into {KEY} or {HEADERS}",
         )
     if parts.scheme not in ("http", "https") or not host or port == 0 or any(one.isspace() for one in given):
-        raise SetupError(f"{URL}={given}", f"http(s)://host:port/v1, such as {_EXAMPLE}", f"set {URL} to such a value")
+        raise SetupError(
+            f"{named_by}={given}", f"http(s)://host:port/v1, such as {_EXAMPLE}", f"set {named_by} to such a value"
+        )
     return given.rstrip("/").removesuffix("/chat/completions")
 
 

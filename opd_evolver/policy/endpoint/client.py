@@ -125,7 +125,8 @@ class Client:
             raise OutageError(
                 f"{self.where.url} {failure.seen} ({n_failed} times in {failing_s:.0f} s)",
                 "a server that answers",
-                f"bring it up, see that {URL} is right, or raise OPD_ENDPOINT_PATIENCE_S; then: opd resume",
+                f"bring it up, see that {self.where.named_by} is right, or raise OPD_ENDPOINT_PATIENCE_S; "
+                f"then: {self.where.again}",
             )
         now = time.monotonic()
         if failing_s >= HEARTBEAT_S and now - self._told >= HEARTBEAT_S:
@@ -172,19 +173,22 @@ class Client:
     def _refusal(self, response: httpx.Response, model: str, raw: bytes) -> Exception:
         """What a status other than 200 means."""
         status, said = response.status_code, self.where.scrubbed(wire.error_text(raw))
+        url = self.where.named_by
         seen = f"{status}{f': {said}' if said else ''}"
         if may_pass(status):
             return _Passing(f"answers {seen}", retry_after_s(response.headers.get("retry-after")))
         if status in (401, 403):
-            return SetupError(f"{self.where.url} refuses the key ({seen})", "a key that it accepts", f"set {KEY}")
+            site = "" if url == URL else f", and {URL} to this server or not at all"
+            return SetupError(f"{self.where.url} refuses the key ({seen})", "a key that it accepts", f"set {KEY}{site}")
         if status == 404:
             return SetupError(
                 f"{self.where.url} knows no such address or model ({seen})",
                 f"an OpenAI-compatible server of the model {model}",
-                f"set {URL} (it mostly ends in /v1) or policy.path; {self.where.url}/models lists its models",
+                f"set {url} (it mostly ends in /v1) or {self.where.model_named_by}; "
+                f"{self.where.url}/models lists its models",
             )
         if 300 <= status < 400:
-            return SetupError(f"{self.where.url} redirects ({status})", "the final address", f"set {URL} to it")
+            return SetupError(f"{self.where.url} redirects ({status})", "the final address", f"set {url} to it")
         return SetupError(
             f"{self.where.url} refuses the request ({seen})",
             "a request within the server's limits",
@@ -195,7 +199,7 @@ class Client:
         return SetupError(
             self.where.scrubbed(f"{self.where.url} answers 200 with {seen}, {MOST_MALFORMED} times"),
             "a chat completion: choices[0].message",
-            f"set {URL} to an OpenAI-compatible server (it mostly ends in /v1)",
+            f"set {self.where.named_by} to an OpenAI-compatible server (it mostly ends in /v1)",
         )
 
 

@@ -16,7 +16,9 @@ from opd_evolver.records import GenerationRequest, Message, Prompt, Segment
 
 # Many servers put a message into the template before they tokenise, so that these would be obeyed.
 _ROLE_MARKS = re.compile(
-    r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image)>)|\[(?=/?INST\])|<(?=</?SYS>>)",
+    r"<(?=[|｜])|<(?=</?SYS>>)"
+    r"|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image|SPECIAL_\d+|extra_id_\d+)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|ARGS|THINK)\])",
     re.IGNORECASE,
 )
 _BLOCK_MARKS = re.compile(r"<(?=/?(?:think|thinking|tool_call|tool_response|tools)>)", re.IGNORECASE)
@@ -90,8 +92,13 @@ def _content(message: Message) -> str:
 
 
 def _harmless(segment: Segment, role: str) -> str:
-    """Text that cannot forge a role: a blank parts every control mark. Earlier replies lose their thinking."""
+    """Text that cannot forge a role: a blank parts every control mark. Earlier replies lose their thinking.
+
+    The system message is sent as the dialect wrote it: no text of others stands in it, its marks are forms of reply.
+    """
     text = segment.text.encode("utf-8", "replace").decode()
+    if role == "system":
+        return text
     text = without_thinking(text) if role == "assistant" else _BLOCK_MARKS.sub("< ", text)
     return _ROLE_MARKS.sub(lambda found: f"{found[0]} ", text)
 
