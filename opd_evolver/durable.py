@@ -92,12 +92,17 @@ def append_line(path: Path, line: str) -> None:
         sync_folder(path.parent)
 
 
+def leftovers(target: Path) -> list[Path]:
+    """Folders beside `target` that a killed `new_folder` was filling, or had moved away."""
+    return sorted(target.parent.glob(f".{target.name}.*.tmp"))
+
+
 def recover(target: Path) -> None:
     """Undo what a killed `new_folder` left beside `target`: a target that was moved away comes back, the rest goes."""
-    moved = sorted(target.parent.glob(f".{target.name}.*.old.tmp"))
+    moved = [left for left in leftovers(target) if left.name.endswith(".old.tmp")]
     if moved and not target.exists():
         os.replace(moved[0], target)
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
+    for left in leftovers(target):
         shutil.rmtree(left, ignore_errors=True)
 
 

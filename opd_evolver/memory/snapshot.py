@@ -205,7 +205,7 @@ def restore(
     if (live_folder / LEDGER_FOLDER).exists():
         LedgerLock(live_folder / LEDGER_FOLDER).release()  # refuses while a committer lives
     replaced = stores.name_of(live_folder)
-    for left in live_folder.parent.glob(f".{live_folder.name}.*.tmp"):
+    for left in durable.leftovers(live_folder):
         stores.discard(left)  # what a killed restore has on a server is found by this folder alone
     with durable.new_folder(live_folder) as building:
         try:

@@ -63,7 +63,7 @@ def lineages(root: Path, name: str) -> list[Run]:
         identity = lineage.read_identity(root, folder.parent.name)
         if identity.name == name:
             found.append(Run(root, identity))
-    return found or [lineage.open_run(root, name)]  # which says that there is no such run
+    return found
 
 
 def find(runs: list[Run], entry_id: str) -> list[Entry]:
