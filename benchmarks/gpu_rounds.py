@@ -141,7 +141,7 @@ def main() -> None:
         folder = (asked.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         overrides = {**SMALL, "policy.dtype": "bfloat16" if asked.device != "cpu" else "float32"}
-        bases = {size: _made(size, folder / f"base-{size}", asked.device) for size in asked.sizes.split(",")}
+        bases = {size: made(size, folder / f"base-{size}", asked.device) for size in asked.sizes.split(",")}
         found: dict[str, dict[str, Any]] = {size: {} for size in bases}
         parts = [(kind, size) for kind in kinds for size in bases]
         with ThreadPoolExecutor(1 if asked.one_by_one else len(parts)) as pool:
@@ -161,7 +161,7 @@ def main() -> None:
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {"try": tried, "own": own, "scripted": scripted}
 
 
-def _made(size: str, folder: Path, device: str) -> Path:
+def made(size: str, folder: Path, device: str) -> Path:
     began = time.perf_counter()
     base = (
         checkpoints.stock_qwen3(size, folder, device)

@@ -74,6 +74,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("slow", "prefix_weights", False),
     ("slow", "write_rounds", 1),
     ("slow", "interpolation", 1.0),
+    ("slow", "gradient_checkpointing", False),
     ("attribution", "rounds", 0),
     ("attribution", "asked_only", False),
     ("attribution", "sure", False),

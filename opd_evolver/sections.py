@@ -161,6 +161,7 @@ class SlowParams(Section):
     act_with_memory: float = Field(0.0, ge=0, le=1, description="share of the act examples that keep their memories")
     interpolation: float = Field(1.0, gt=0, le=1, description="of the way to the trained weights that is kept")
     microbatch: int = Field(16, gt=0)
+    gradient_checkpointing: bool = Field(False, description="keep no activations: less memory, one more forward pass")
     sample_batch: int = Field(64, gt=0)
     processes: int = Field(1, gt=0, description="that share the examples of a step; changes the last bits")
     threads: int = Field(2, gt=0)

@@ -13,6 +13,7 @@ import torch
 
 from opd_evolver.params import PolicyParams
 from opd_evolver.policy import generation
+from opd_evolver.policy.cache import bytes_per_token, joined, reply_cache
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.policy.protocol import TokenPolicy, TrainablePolicy
 from opd_evolver.policy.registry import open_policy
@@ -64,6 +65,33 @@ def test_prefill_in_pieces_with_repeats_equals_one_by_one(
     for budget in (1, 40, 100):
         monkeypatch.setitem(generation._PREFILL_TOKENS, "cpu", budget)
         assert policy.generate_ids(prompts, setting, range(len(prompts))) == alone
+
+
+@pytest.mark.parametrize(("kind", "layers", "heads", "size"), [("qwen3", 2, 2, 8), ("llama", 2, 2, 8)])
+def test_a_token_holds_a_key_and_a_value_in_each_layer(
+    policies: dict[str, LocalPolicy], kind: str, layers: int, heads: int, size: int
+) -> None:
+    assert bytes_per_token(policies[kind].model) == layers * 2 * heads * size * 4
+
+
+def test_layers_of_constant_size_hold_nothing_for_a_token(policies: dict[str, LocalPolicy]) -> None:
+    config = policies["lfm2"].model.config
+    attends = config.layer_types.count("full_attention")
+    size = config.hidden_size // config.num_attention_heads
+    assert 0 < attends < config.num_hidden_layers
+    assert bytes_per_token(policies["lfm2"].model) == attends * 2 * config.num_key_value_heads * size * 4
+
+
+def test_pieces_that_were_joined_hold_nothing(policies: dict[str, LocalPolicy]) -> None:
+    """A long prompt's keys and values lie in memory once."""
+    model = policies["qwen3"].model
+    pieces = []
+    for n_tokens in (3, 7, 5):
+        pieces.append(reply_cache(model.config, 4))
+        model(input_ids=torch.arange(5, 5 + n_tokens)[None], past_key_values=pieces[-1], use_cache=True)
+    whole = joined(pieces)
+    assert [len(layer.keys) for layer in whole.layers] == [3] * len(whole.layers)
+    assert all(layer.keys is None and layer.values is None for piece in pieces[1:] for layer in piece.layers)
 
 
 @each

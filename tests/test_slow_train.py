@@ -16,7 +16,7 @@ from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy.local import LocalPolicy
 from opd_evolver.records import Sampling
 from opd_evolver.slow import checkpoint
-from opd_evolver.slow.adapters import lora_targets
+from opd_evolver.slow.adapters import Adapter, lora_targets
 from opd_evolver.slow.examples import OUTCOMES, write_set
 
 
@@ -106,6 +106,44 @@ def test_a_share_of_the_change_is_kept(worlds: dict[str, World], adapter: str) -
         torch.testing.assert_close(kept, 0.25 * change, rtol=1e-4, atol=1e-6)
         moved = max(moved, float(change.abs().max()))
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "adapter"), [("lfm2", "full"), ("qwen3", "lora"), ("llama", "lora")])
+def test_activations_computed_again_teach_the_same(worlds: dict[str, World], kind: str, adapter: str) -> None:
+    """To the bit, dropout of the adapter included."""
+    world = worlds[kind]
+    asked = {"slow__adapter": adapter, "slow__lora__r": 4, "slow__steps": 3, "slow__lora__dropout": 0.3}
+    kept, again = (
+        world.train(f"again-{again}", slow(**asked, slow__gradient_checkpointing=again)) for again in (False, True)
+    )
+    assert kept.weights_digest == again.weights_digest and kept.log == again.log
+
+
+def test_activations_computed_again_are_not_kept(worlds: dict[str, World]) -> None:
+    def kept_bytes(again: bool) -> int:
+        model = LocalPolicy.load(worlds["qwen3"].policy).model.train()
+        adapter = Adapter(model, slow(slow__adapter="lora").slow, seed=0)
+        if again:
+            adapter.keep_no_activations()
+        held: list[int] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            held.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.model(input_ids=torch.arange(64)[None], use_cache=False).last_hidden_state.sum().backward()
+        assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for _, weight in adapter.trainable())
+        return sum(held)
+
+    assert kept_bytes(again=True) < 0.4 * kept_bytes(again=False)
+
+
+def test_an_architecture_that_cannot_compute_activations_again_is_told(worlds: dict[str, World]) -> None:
+    model = LocalPolicy.load(worlds["qwen3"].policy).model
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(SetupError, match=r"Qwen3ForCausalLM cannot.*gradient_checkpointing=false"):
+        Adapter(model, slow().slow, seed=0).keep_no_activations()
 
 
 def test_lora_targets_are_those_the_model_has(worlds: dict[str, World]) -> None:

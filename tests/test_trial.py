@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import checkpoints
 import pytest
 from chat_server import ChatServer, Exchange, serving
 from conftest import Opd
+
+from opd_evolver.params import load_preset
+from opd_evolver.policy.local import LocalPolicy
 
 
 def chat(exchange: Exchange) -> None:
@@ -46,7 +50,8 @@ def test_an_endpoint_is_tried_in_all_four_abilities(opd: Opd, elsewhere: Path) -
     assert first["unreadable"] == second["unreadable"] == {"select": 0, "act": 0, "write": 1, "maintain": 0}
     assert kept["unreadable"]["maintain"] == 1 and tree["n_entries"] >= 1
     full = tree["round"]
-    assert full["rollouts"] == 200 * 8 and full["training_bytes_without_activations"] is None
+    assert full["rollouts"] == 200 * 8
+    assert full["training_bytes_without_activations"] is full["serving_bytes_without_activations"] is None
     assert full["prompt_tokens"] == 11 * len(abilities) * 200 * 8 // 2
     # Nothing is kept but the ledger of what was paid for.
     assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["endpoint-usage.jsonl"]
@@ -100,3 +105,32 @@ def test_an_unknown_environment_is_named(opd: Opd, elsewhere: Path) -> None:
     with serving(chat) as server:
         found = opd("try", "--env", "sqll", "--policy", server.url, "--model", "m")
     assert found.code == 2 and "sqll" in found.err and not server.seen
+
+
+def test_memory_of_a_round_is_counted_from_the_model(opd: Opd, elsewhere: Path, tmp_path: Path) -> None:
+    base = checkpoints.tiny_qwen3(tmp_path / "base")
+    sizes = ("policy.max_prompt_tokens=1000", "fast.microbatch_rollouts=4", "benchmark.batch_rollouts=8")
+    words = [word for one in (*sizes, "fast.act_max_new_tokens=8", "slow.adapter=full") for word in ("--set", one)]
+    asked = (
+        "try",
+        "--env",
+        "sql",
+        "--policy",
+        str(base),
+        "--tasks",
+        "1",
+        "--preset",
+        "micro",
+        "--dialect",
+        "terse",
+        *words,
+    )
+    done = opd(*asked, "--json")
+    assert done.code == 0, done.err
+    full = json.loads(done.out)["round"]
+    weights = sum(one.numel() for one in LocalPolicy.load(base).model.parameters())
+    replies = load_preset("micro").fast.write_max_new_tokens
+    # A key and a value in 2 layers, 2 heads of 8, 4 bytes each.
+    assert full["serving_bytes_without_activations"] == 4 * weights + 8 * (1000 + replies) * 256
+    assert full["training_bytes_without_activations"] == 16 * weights
+    assert "serving 8 episodes together: up to " in opd(*asked).out

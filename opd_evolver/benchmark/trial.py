@@ -20,6 +20,7 @@ from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
 from opd_evolver.fast.wave import plan_epoch
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params, merge
+from opd_evolver.policy.cache import bytes_per_token
 from opd_evolver.policy.protocol import EncodedPrompt, Policy, TokenPolicy
 from opd_evolver.processes import peak_bytes
 from opd_evolver.records import Ability, GenerationRequest, LedgerRow, Prompt, Record, Reply, Task
@@ -227,32 +228,44 @@ def _tried(row: LedgerRow, params: Params) -> Tried:
 def _round(
     calls: Sequence[Shown], seconds: float, n_rollouts: int, policy: Policy, params: Params
 ) -> dict[str, float | None]:
-    """The fast loop of a full round, by what was measured; what is trained is counted without activations."""
+    """A full round by what was measured; memory is counted, without what a forward or backward pass needs on top."""
     fast = params.fast
     wanted = fast.tasks_per_domain * len(params.environments.domains) * fast.rollouts_per_task
     share = wanted / max(1, n_rollouts)
-    trained, served = _parameters(policy, params)
+    together = max(fast.microbatch_rollouts, params.benchmark.batch_rollouts)
+    model: Any = getattr(policy, "model", None)
+    has_weights = hasattr(model, "parameters")
     return {
         "rollouts": float(wanted),
         "seconds_one_by_one": round(seconds * share, 1),
         "prompt_tokens": round(sum(call.n_prompt_tokens for call in calls) * share),
         "reply_tokens": round(sum(call.n_reply_tokens for call in calls) * share),
-        "training_bytes_without_activations": None if trained is None else float(served + BYTES_TRAINED * trained),
+        "episodes_together": float(together),
+        "serving_bytes_without_activations": _serving_bytes(model, params, together) if has_weights else None,
+        "training_bytes_without_activations": _training_bytes(model, params) if has_weights else None,
     }
 
 
-def _parameters(policy: Policy, params: Params) -> tuple[int | None, int]:
-    """How many parameters would be trained (None: an endpoint), and the bytes of those that are only served."""
-    model: Any = getattr(policy, "model", None)
-    if model is None or not hasattr(model, "parameters"):
-        return None, 0
-    held = sum(one.numel() * one.element_size() for one in model.parameters())
+def _serving_bytes(model: Any, params: Params, n: int) -> float:
+    """Weights, and keys and values of `n` prompts and replies as long as they may be."""
+    fast = params.fast
+    reply = max(fast.act_max_new_tokens, fast.select_max_new_tokens, fast.write_max_new_tokens)
+    return float(_held(model) + n * (params.policy.max_prompt_tokens + reply) * bytes_per_token(model))
+
+
+def _training_bytes(model: Any, params: Params) -> float:
+    """Weights that are only served, and what is trained with its gradient and AdamW's moments."""
     if params.slow.adapter == "full":
-        return sum(one.numel() for one in model.parameters()), 0
+        return float(BYTES_TRAINED * sum(one.numel() for one in model.parameters()))
     targets = params.slow.lora.targets
     shapes = [
         module.weight.shape
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in targets and getattr(module, "weight", None) is not None
     ]
-    return params.slow.lora.r * sum(int(sum(shape)) for shape in shapes), held
+    return float(_held(model) + BYTES_TRAINED * params.slow.lora.r * sum(int(sum(shape)) for shape in shapes))
+
+
+def _held(model: Any) -> int:
+    """Bytes of the weights."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())

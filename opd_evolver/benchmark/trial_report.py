@@ -40,6 +40,12 @@ def report(trial: Trial, *, calls: bool = True) -> str:
     lines.append(
         "training: an endpoint cannot be trained"
         if trained is None
-        else f"training: at least {trained / 2**20:.0f} MiB for weights, gradients and AdamW, and activations on top"
+        else f"training: at least {trained / 2**20:,.0f} MiB for weights, gradients and AdamW, and activations on top"
     )
+    served = full["serving_bytes_without_activations"]
+    if served is not None:
+        lines.append(
+            f"serving {full['episodes_together']:.0f} episodes together: up to {served / 2**20:,.0f} MiB of weights, "
+            "keys and values, and a forward pass on top"
+        )
     return "\n".join(lines)

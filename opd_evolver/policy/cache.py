@@ -28,7 +28,10 @@ def joinable(cache: Any) -> bool:
 
 
 def joined(caches: Sequence[Any]) -> Any:
-    """One cache over the rows of all; the keys of shorter pieces are padded on the left (their mask hides it)."""
+    """One cache over the rows of all; the keys of shorter pieces are padded on the left (their mask hides it).
+
+    The pieces are empty afterwards: memory is given back layer by layer, so that long prompts are not held twice.
+    """
     if len(caches) == 1:
         return caches[0]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
@@ -40,6 +43,15 @@ def joined(caches: Sequence[Any]) -> Any:
         else:
             layers[0].absorb(layers[1:])
     return caches[0]
+
+
+def bytes_per_token(model: Any) -> int:
+    """What one token of one prompt holds in this model's cache; states of constant size are not counted."""
+    cache = reply_cache(model.config, 0)
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(one.numel() * one.element_size() for one in held if one is not None)
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -73,7 +85,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._buffers = None  # keys and values are copies now, without room
 
     def absorb(self, others: Sequence[_RoomyLayer]) -> None:
-        """Append the rows of other layers."""
+        """Append the rows of other layers, and leave those empty."""
         every: tuple[Any, ...] = (self, *others)
         length = max(layer.get_seq_length() for layer in every)
         n_rows = sum(len(layer.keys) for layer in every)
@@ -86,6 +98,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 buffer[row : row + len(part), :, length - part.shape[2] : length] = part
                 row += len(part)
             buffers.append(buffer)
+        for layer in others:
+            layer.keys = layer.values = layer._buffers = None
         self._buffers = (buffers[0], buffers[1])
         self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
 

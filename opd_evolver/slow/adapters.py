@@ -52,6 +52,22 @@ class Adapter:
         with self.peft.disable_adapter() if self.peft is not None else nullcontext():
             yield self.model
 
+    def keep_no_activations(self) -> None:
+        """Compute each layer's activations again in the backward pass instead of keeping them; results are the same.
+
+        Raises:
+            SetupError: the architecture cannot.
+        """
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            raise SetupError(
+                f"slow.gradient_checkpointing = true: {type(self.model).__name__} cannot compute activations again",
+                "an architecture that transformers can do that for",
+                "set slow.gradient_checkpointing=false",
+            )
+        # Earlier releases of transformers 5 have the second name alone.
+        newer = getattr(self.model, "activation_checkpointing_enable", None)
+        (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def interpolate(self) -> None:
         """Keep `slow.interpolation` of the way from the first weights to the trained ones.
 

@@ -142,6 +142,8 @@ def _prepare(
         base_teacher = None if shared else frozen_copy(base.model)
     adapter = Adapter(student.model, slow, seed_of("adapter", params.seed, round))
     teacher = start_of_round(adapter)
+    if slow.gradient_checkpointing:
+        adapter.keep_no_activations()
     sidecar = what.examples_folder / OUTCOMES
     outcomes = read_lines(sidecar, Outcome) if sidecar.exists() else []
     trainer = Trainer(
