@@ -11,22 +11,22 @@ extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and und
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from opd_evolver.durable import append_line, check_schema, write_text
+from opd_evolver import heads
 from opd_evolver.durable import read_json as read_json
+from opd_evolver.durable import write_text
 from opd_evolver.errors import CorruptionError, SetupError
+from opd_evolver.heads import Action, Head
 from opd_evolver.params import Params, flat, nearest, validate
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
 
-Action = Literal["open", "rollback", "fork", "reembed", "undo"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -47,15 +47,6 @@ class RunIdentity(Record):
     parent: Parent | None = None
     params: dict[str, Any]
     params_digest: str
-
-
-class Head(Record):
-    """One line of HEAD.jsonl."""
-
-    schema_version: int = SCHEMA_VERSION
-    lineage: str
-    action: Action
-    reason: str = ""
 
 
 class RunPaths:
@@ -153,30 +144,12 @@ def read_identity(root: Path, lineage: str) -> RunIdentity:
         ) from None
 
 
-def _heads(root: Path, name: str) -> list[Head]:
-    path = root / "runs" / name / "HEAD.jsonl"
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    heads = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            tree = json.loads(line)
-            check_schema(tree, f"{path} line {number}")
-            heads.append(Head.model_validate(tree))
-        except (ValidationError, ValueError):
-            if number == len(lines):  # a crash tore the last line: it was never acknowledged
-                break
-            raise CorruptionError(f"{path} line {number} is malformed", "a HEAD record", f"restore {path}") from None
-    return heads
-
-
 def open_run(root: Path, name: str) -> Run:
     """The current lineage of an existing run; `name~2` names a lineage outright, `name~1` the first one."""
     lineage = name.removesuffix("~1")
     if "~" not in name:
-        heads = _heads(root, name)
-        lineage = heads[-1].lineage if heads else name
+        known = heads.read(root, name)
+        lineage = known[-1].lineage if known else name
     return Run(root, read_identity(root, lineage))
 
 
@@ -233,9 +206,23 @@ def next_lineage(root: Path, name: str) -> str:
 
 
 def branch(
-    root: Path, name: str, round_: int, params: Params | None = None, reembeds: Collection[str] = (), reason: str = ""
+    root: Path,
+    name: str,
+    round_: int,
+    params: Params | None = None,
+    reembeds: Collection[str] = (),
+    reason: str = "",
+    fill: Callable[[RunPaths], None] | None = None,
 ) -> Run:
     """A new lineage whose rounds up to `round_` are the current one's: a rollback, or a re-embedding with `params`.
+
+    Args:
+        root, name: the run.
+        round_: its last round that is kept.
+        params: of the new lineage; None: as they were.
+        reembeds: identities of embedders that are left behind.
+        reason: for HEAD.jsonl.
+        fill: puts into the new lineage what must lie there before it is the current one.
 
     Raises:
         SetupError: that round has not finished.
@@ -250,7 +237,7 @@ def branch(
     left = tuple(sorted({*run.reembeds, *reembeds}))
     parent = Parent(lineage=run.owner(round_).lineage, round=round_, reembeds=left)
     why = reason or f"to round {round_}"
-    return _create(root, base, next_lineage(root, base), params or run.params, parent, action, why)
+    return _create(root, base, next_lineage(root, base), params or run.params, parent, action, why, fill)
 
 
 def undo(root: Path, name: str) -> Run:
@@ -260,16 +247,15 @@ def undo(root: Path, name: str) -> Run:
         SetupError: there is nothing to undo.
     """
     name = open_run(root, name).identity.name  # a lineage may be named
-    heads = _heads(root, name)
     stack: list[str] = []
-    for head in heads:
+    for head in heads.read(root, name):
         if head.action == "undo":
             stack.pop()
         else:
             stack.append(head.lineage)
     if len(stack) < 2:
         raise SetupError(f"run `{name}` has no rollback or fork to undo", "an opened lineage", "opd rounds")
-    append_line(root / "runs" / name / "HEAD.jsonl", canonical_json(Head(lineage=stack[-2], action="undo")))
+    heads.append(root, name, Head(lineage=stack[-2], action="undo"))
     return open_run(root, name)
 
 
@@ -281,12 +267,13 @@ def _create(
     parent: Parent | None,
     action: Action,
     reason: str = "",
+    fill: Callable[[RunPaths], None] | None = None,
 ) -> Run:
     draft = RunIdentity(name=name, lineage=lineage, parent=parent, params={}, params_digest="")
     identity = _write_identity(root, draft, params)
-    append_line(
-        root / "runs" / name / "HEAD.jsonl", canonical_json(Head(lineage=lineage, action=action, reason=reason))
-    )
+    if fill is not None:  # killed from here on, the lineage's name is taken, and it is never the current one
+        fill(RunPaths(root, lineage))
+    heads.append(root, name, Head(lineage=lineage, action=action, reason=reason))
     return Run(root, identity)
 
 

@@ -17,7 +17,7 @@ from memory_cases import die, in_child, wave
 from one_line import contents
 from weaviate_server import TestServer
 
-from opd_evolver import lineage, step
+from opd_evolver import heads, lineage, step
 from opd_evolver.errors import SetupError
 from opd_evolver.memory import edits, embed, embed_endpoint, vectors
 from opd_evolver.memory.embed import HashEmbedder
@@ -106,8 +106,8 @@ def test_what_waits_still_waits_when_it_is_killed_as_the_lineage_opens(project: 
     def killed() -> None:
         opening = lineage.branch
 
-        def branch(*given: Any) -> None:
-            opening(*given)
+        def branch(*given: Any, **more: Any) -> None:
+            opening(*given, **more)
             die()
 
         with patch.object(lineage, "branch", branch):
@@ -117,6 +117,21 @@ def test_what_waits_still_waits_when_it_is_killed_as_the_lineage_opens(project: 
     opened = lineage.open_run(project, NAME)
     assert opened.lineage == f"{NAME}~2"
     assert edits.read(edits.file_of(opened.paths.run, 2)) == edits.read(waiting)
+
+
+@pytest.mark.parametrize("at", ["_edits", "append"])
+def test_what_a_killed_reembed_handed_on_enters_no_other_lineage(project: Path, opd: Opd, at: str) -> None:
+    edits.add(edits.file_of(project / "runs" / NAME, 2), edits.Edit(kind="retire", reason="waits"))
+
+    def killed() -> None:
+        with patch.object(reembed if at == "_edits" else heads, at, lambda *given: die()):
+            reembed.reembed(project, NAME, OTHER)
+
+    assert in_child(killed) < 0
+    assert lineage.open_run(project, NAME).lineage == NAME, "the lineage was never opened"
+    assert opd("memory", "rollback", "1", "--name", NAME).code == 0
+    back = lineage.open_run(project, NAME)
+    assert edits.read(edits.file_of(back.paths.run, 2)) == [] and back.params.memory.embedder == "hash-256"
 
 
 def test_changed_parameters_are_still_refused(project: Path, opd: Opd) -> None:

@@ -21,7 +21,7 @@ from marked_world import CANARY, World
 from memory_cases import filled, tip, wave
 from rollout_world import agent, small
 
-from opd_evolver import lineage
+from opd_evolver import heads, lineage
 from opd_evolver.benchmark.columns import PolicySource, ResultStore, run_column
 from opd_evolver.benchmark.protocols import FrozenProtocol
 from opd_evolver.contracts.engine import ContractReport
@@ -230,7 +230,7 @@ def test_everything_that_a_round_leaves_carries_its_schema(world: World) -> None
 
 
 @pytest.mark.parametrize(
-    "kind", [views.Outcome, Anchor, Attribution, ContractReport, lineage.Head], ids=lambda one: one.__name__
+    "kind", [views.Outcome, Anchor, Attribution, ContractReport, heads.Head], ids=lambda one: one.__name__
 )
 def test_each_line_and_report_carries_it(kind: type[Record]) -> None:
     """Those that a round leaves in lists, or leaves only where it is checked and trained."""

@@ -78,9 +78,8 @@ def _reembed(root: Path, name: str, run: Run, to: str | None) -> Reembedded:
     params = run.params.model_copy(update={"memory": memory})
     info = _checked(run, folders, embedder, params, {*before, *run.reembeds})
     reason = f"memory.embedder: {run.params.memory.embedder!r} → {memory.embedder!r} ({embedder.identity})"
-    # Before the lineage is opened: what waits must wait there, too, whenever this is killed.
-    _edits(run, lineage.next_lineage(root, run.identity.name))
-    opened = lineage.branch(root, name, len(run.finished_rounds()), params, before, reason)
+    last = len(run.finished_rounds())
+    opened = lineage.branch(root, name, last, params, before, reason, fill=lambda paths: _edits(run, last, paths))
     return Reembedded(
         lineage=opened.lineage,
         round=info.round,
@@ -137,10 +136,8 @@ def _checked(run: Run, folders: list[Path], embedder: Embedder, params: Params, 
     return info
 
 
-def _edits(run: Run, opened: str) -> None:
-    """Edits that wait for rounds to come wait in the lineage that is to be opened, too."""
-    round_, folder = len(run.finished_rounds()), RunPaths(run.root, opened).run / "edits"
-    shutil.rmtree(folder, ignore_errors=True)  # of a command that was killed here
+def _edits(run: Run, last: int, opened: RunPaths) -> None:
+    """Edits that wait for rounds after the last one wait in the lineage that is being opened, too."""
     for path in sorted((run.paths.run / "edits").glob("round-*.jsonl")):
-        if int(path.stem.removeprefix("round-")) > round_:
-            durable.write_bytes(folder / path.name, path.read_bytes())
+        if int(path.stem.removeprefix("round-")) > last:
+            durable.write_bytes(opened.run / "edits" / path.name, path.read_bytes())
