@@ -58,6 +58,12 @@ def test_half_characters_of_every_spelling_are_replaced() -> None:
     assert reading.values(r"{'a': ('\ud800', '\U0000d800')}") == [{"a": ("?", "?")}]
 
 
+@pytest.mark.parametrize("text", ["[THINK]look?[/THINK]Action: look", "look?[/THINK]\nAction: look"])
+def test_mistral_thinks_in_square_brackets(text: str) -> None:
+    assert SPEAK.act.parse(text) == ("look", True)
+    assert without_thinking("a [think] b") == "a [think] b", "no model's mark"
+
+
 @pytest.mark.parametrize("closing", ["</think>", "</thinking>\n"])
 def test_long_thinking_loses_no_answer(closing: str) -> None:
     thought = "hm, or {} perhaps " * (2 * reading.MOST_CHARS // 10)
@@ -70,7 +76,7 @@ def test_long_thinking_loses_no_answer(closing: str) -> None:
 
 TAGS = st.sampled_from(
     [f"<{slash}{name}>" for slash in ("", "/") for name in ("think", "THINK", "thinking", "thought", "reasoning")]
-    + ["a", " ", "\n", "<th", "ink>", "</"]
+    + ["[THINK]", "[/THINK]", "a", " ", "\n", "<th", "ink>", "</", "[", "]"]
 )
 
 
@@ -78,7 +84,8 @@ TAGS = st.sampled_from(
 @given(st.lists(TAGS, max_size=14).map("".join))
 def test_thinking_ends_where_its_own_tag_closes(text: str) -> None:
     names = r"(?:think|thinking|thought|reasoning)"
-    plain = re.sub(rf"<({names})>.*?</\1>", "", text, flags=re.DOTALL | re.IGNORECASE)
+    angled = re.sub(r"\[(/?)THINK\]", r"<\1think>", text)
+    plain = re.sub(rf"<({names})>.*?</\1>", "", angled, flags=re.DOTALL | re.IGNORECASE)
     plain = re.sub(rf"\A.*</{names}>", "", plain, flags=re.DOTALL | re.IGNORECASE)
     assert without_thinking(text) == re.sub(rf"<{names}>.*\Z", "", plain, flags=re.DOTALL | re.IGNORECASE).strip()
 

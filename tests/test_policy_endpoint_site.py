@@ -177,6 +177,8 @@ def test_the_model_must_be_named(site: Callable[..., None], path: str) -> None:
     site(url="http://127.0.0.1:1/v1")
     with pytest.raises(SetupError, match=r"set policy\.path"):
         opened(**{"policy.path": path})
+    with pytest.raises(SetupError, match=r"^--model = .*set --model"):
+        open_endpoint(path, url="http://127.0.0.1:1/v1")
 
 
 def test_thinking_is_refused_where_it_is_not_switched() -> None:

@@ -13,8 +13,9 @@ _UNENDED = re.compile(rf"<{_NAMES}>.*\Z", re.DOTALL | re.IGNORECASE)
 def without_thinking(text: str) -> str:
     """The reply without its thinking; empty when it was cut while it still thought.
 
-    A closing tag alone ends thinking that the chat template had begun.
+    A closing tag alone ends thinking that the chat template had begun. Mistral's models think in square brackets.
     """
+    text = text.replace("[THINK]", "<think>").replace("[/THINK]", "</think>")
     return _UNENDED.sub("", _ENDED.sub("", _without_blocks(text))).strip()
 
 

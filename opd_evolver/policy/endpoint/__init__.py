@@ -149,13 +149,14 @@ def open_endpoint(
     """
     from opd_evolver.settings import load_settings
 
+    settings = load_settings()
+    served = address(settings, url)
     if not model.strip() or model == "seed":
         raise SetupError(
-            f"policy.path = {model!r} with policy.backend = endpoint",
+            f"{served.model_named_by} = {model!r} with an endpoint",
             "the id under which the server knows the model",
-            "set policy.path to it; the server's /models lists its models",
+            f"set {served.model_named_by} to it; the server's /models lists its models",
         )
-    settings = load_settings()
     prices = Prices(prompt=settings.endpoint_price_prompt, reply=settings.endpoint_price_reply)
     usage = UsageLedger(model, prices, settings.artifact_root / FILE)
-    return EndpointPolicy(model, address(settings, url), version=version, thinking=thinking, usage=usage)
+    return EndpointPolicy(model, served, version=version, thinking=thinking, usage=usage)
