@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import numpy as np
 import pytest
 from memory_cases import filled, tip, wave
@@ -177,6 +178,44 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "does not answer: waiting (0 s of 0 s)" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         server.call(lambda client: 1 // 0)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:55401", "http://forbidden.example:403", "http://h/unauthorized"])
+def test_an_address_is_no_refused_key(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A free port ended in 401 once: the server was down, and its key was blamed."""
+    from weaviate.exceptions import WeaviateConnectionError
+
+    from opd_evolver.memory.weaviate_server import Address, Server
+
+    monkeypatch.setattr(Server, "_connected", lambda self: object())
+    for error in (ConnectionError(f"{url} is not ready"), httpx.ConnectError(url), WeaviateConnectionError("refused")):
+
+        def down(client: object, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(OutageError, match="has not answered"):
+            Server(Address(url=url, grpc_port=9), 0.1).call(down)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_no_outage(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    from weaviate.exceptions import UnexpectedStatusCodeError, WeaviateQueryError
+
+    from opd_evolver.memory.weaviate_server import Address, Server
+
+    monkeypatch.setattr(Server, "_connected", lambda self: object())
+    answer = httpx.Response(status, json={"error": "no"}, request=httpx.Request("GET", "http://h"))
+    for error in (
+        UnexpectedStatusCodeError("Meta endpoint", answer),
+        WeaviateQueryError("unauthenticated: invalid api key", "GRPC search"),
+        WeaviateQueryError("<status = StatusCode.PERMISSION_DENIED>", "GRPC search"),
+    ):
+
+        def refused(client: object, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SetupError, match="refuses the key"):
+            Server(Address(url="http://h", grpc_port=9), 0.1).call(refused)
 
 
 def test_an_opening_within_a_run_waits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

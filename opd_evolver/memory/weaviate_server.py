@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ class Server:
         from weaviate import exceptions
 
         said = str(error).lower()
-        if "401" in said or "unauthorized" in said or "forbidden" in said or "unauthenticated" in said:
+        if _is_refusal(error):
             raise SetupError(
                 f"Weaviate at {self.where.url} refuses the key", "its API key", "set OPD_WEAVIATE_API_KEY"
             ) from None
@@ -174,6 +175,26 @@ class Server:
             for word in ("unavailable", "connect", "status code: 503", "no leader", "leader not found", "socket closed")
         )
         return worded
+
+
+_REFUSED = frozenset({401, 403, 7, 16})
+"""HTTP's unauthorized and forbidden, gRPC's permission denied and unauthenticated."""
+_REFUSED_WORDS = re.compile(
+    r"status ?code\W+(40[13]\b|unauthenticated|permission_denied)|unauthorized|unauthenticated|forbidden action"
+)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the key is the trouble. Numbers alone say nothing: an address may hold them."""
+    import grpc
+    from weaviate import exceptions
+
+    if isinstance(error, grpc.RpcError):
+        code = getattr(error, "code", lambda: None)()
+        return code is not None and code.value[0] in _REFUSED
+    if not isinstance(error, exceptions.WeaviateBaseError):
+        return False
+    return getattr(error, "status_code", None) in _REFUSED or bool(_REFUSED_WORDS.search(str(error).lower()))
 
 
 class _OurPatience(logging.Filter):
