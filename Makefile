@@ -21,7 +21,7 @@ coevolve: install
 	@.venv/bin/opd run --preset laptop --up
 
 test: install
-	@$(PY) -m pytest -q -n 2 --dist loadfile
+	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 30
 
 check: install
 	@.venv/bin/ruff check .

@@ -41,6 +41,28 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of minutes, longest first: one that begins last keeps a worker busy while the others have nothing to do.
+LONGEST = (
+    "test_placement.py",
+    "test_coevolve_micro.py",
+    "test_crash.py",
+    "test_retrace.py",
+    "test_slow_launch.py",
+    "test_bench_ablations.py",
+    "test_bench_rounds.py",
+    "test_checkpoints_run.py",
+    "test_flows_alone.py",
+    "test_seed_train.py",
+    "test_wheel.py",
+    "test_weaviate_run.py",
+    "test_stack.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def fresh_settings() -> Iterator[None]:
     """Settings are read once per process; a test that sets some must not leave them to the next."""
