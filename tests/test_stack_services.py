@@ -58,7 +58,7 @@ def test_down_stops_what_carries_the_mark_and_never_a_pid_that_was_given_anew(fo
 def test_a_worker_that_began_with_other_settings_is_not_given_a_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OPD_ARTIFACT_ROOT", "OPD_DEVICE"):
+    for name in stack.DECISIVE:
         monkeypatch.delenv(name, raising=False)
     assert stack.begun_otherwise() == [], "no stack, no worker"
     worker = _sleeper(OPD_DEVICE="cpu")
@@ -69,9 +69,12 @@ def test_a_worker_that_began_with_other_settings_is_not_given_a_run(
         assert stack.begun_otherwise() == []
         monkeypatch.setenv("OPD_ARTIFACT_ROOT", str(folder))
         monkeypatch.setenv("OPD_DEVICE", "cuda")
+        monkeypatch.setenv("OPD_DISPLAY", "plain")
         assert stack.begun_otherwise() == ["OPD_ARTIFACT_ROOT", "OPD_DEVICE"]
         with pytest.raises(SetupError, match="another OPD_ARTIFACT_ROOT and another OPD_DEVICE"):
             run._same_settings(stack.begun_otherwise())
+        monkeypatch.setenv("OPD_ENDPOINT_URL", "http://127.0.0.1:1/v1")
+        assert stack.begun_otherwise()[2:] == ["OPD_ENDPOINT_URL"]
     finally:
         worker.kill()
         worker.wait()

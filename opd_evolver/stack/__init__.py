@@ -22,6 +22,9 @@ from opd_evolver.stack import left, services, weaviate
 from opd_evolver.stack.begun import EXTRAS, ON_REQUEST, TOML_HEAD, Begun
 from opd_evolver.stack.services import HOST, Stack
 
+# Where a run lies, and what computes it.
+DECISIVE = ("OPD_ARTIFACT_ROOT", "OPD_DEVICE", "OPD_ENDPOINT_URL", "OPD_EMBEDDINGS_URL")
+
 
 def up(settings: Settings | None = None, *, extras: tuple[str, ...] = EXTRAS) -> dict[str, Any]:
     """Start what does not run yet, and deploy the flows of prefect.yaml.
@@ -91,7 +94,7 @@ def mend(settings: Settings | None = None) -> None:
 def begun_otherwise() -> list[str]:
     """Site settings with which the worker that was started here began, where this process has others.
 
-    They say where a run lies and what computes it, and a worker hands its own to the flows.
+    Of those that decide results: a worker hands its own to the flows.
     """
     stack = services.read(Path.cwd())
     if stack is None or not stack.serves("worker-control"):
@@ -99,7 +102,7 @@ def begun_otherwise() -> list[str]:
     import psutil
 
     theirs = psutil.Process(stack.services["worker-control"].pid).environ()
-    return [name for name in ("OPD_ARTIFACT_ROOT", "OPD_DEVICE") if theirs.get(name) != os.environ.get(name)]
+    return [name for name in DECISIVE if theirs.get(name) != os.environ.get(name)]
 
 
 @contextmanager
