@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if command -v uv >/dev/null; then UV=uv; else \
 	  { python3 -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv; } \
 	    || python3 -m pip install --quiet --disable-pip-version-check --target .venv-uv uv; UV=.venv-uv/bin/uv; fi; \
-	[ -x $(PY) ] || $$UV venv --quiet --python 3.11 .venv || $$UV venv --quiet .venv; \
+	[ -x $(PY) ] || $$UV venv --quiet --seed --python 3.11 .venv || $$UV venv --quiet --seed .venv; \
 	$$UV pip install --quiet --compile-bytecode --python $(PY) -c constraints.txt -e '.[grid,household]' --group dev; \
 	touch $(STAMP); echo "installation: $$(( $$(date +%s) - began )) s" >&2
 

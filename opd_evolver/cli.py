@@ -99,12 +99,14 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     evaluate.add_argument("--split", default="novel-test", choices=("novel-test", "novel-val"))
     evaluate.add_argument("--tasks", type=int, default=200, help="tasks a domain (default 200)")
     evaluate.add_argument("--domains", default="", help="default: what a seed policy was trained on, else sql,apps")
+    evaluate.add_argument("--preset", help="dialect and budgets (default: those that the seed policy speaks)")
+    _set_option(evaluate)
     trial = _command(commands, "try", "trial:trial", "a few tasks with a policy of yours: all shown, a round estimated")
     trial.add_argument("--env", required=True, help="environment, see `opd check-env`")
     trial.add_argument("--policy", required=True, help="`seed`, a folder in Hugging Face form, or an endpoint's URL")
     trial.add_argument("--model", help="with a URL: the id under which the server knows the model")
     trial.add_argument("--tasks", type=int, default=3, help="tasks (default 3)")
-    trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu)")
+    trial.add_argument("--preset", help="budgets and round (default: laptop for seed, else qwen3-4b-1gpu in float32)")
     trial.add_argument("--dialect", choices=("terse", "instruct"), help="default: terse for seed, else instruct")
     _set_option(trial)
     bench = commands.add_parser("bench", help="evidence over several seeds", epilog=EPILOG)
@@ -155,9 +157,7 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
         actions, "rollback", "memory:rollback", "open a lineage from a finished round (nothing is rewritten)"
     )
     rollback.add_argument("round", type=int)
-    undo = _command(
-        actions, "undo", "memory:undo", "undo one merge or deletion, or return to the lineage before the last rollback"
-    )
+    undo = _command(actions, "undo", "memory:undo", "undo one merge or deletion, or the last rollback, reembed or fork")
     undo.add_argument(
         "operation", nargs="?", help="an id that `log` prints, or enough of its start; none: the rollback"
     )

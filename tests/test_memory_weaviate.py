@@ -257,3 +257,12 @@ def test_vectors_are_ours(tmp_path: Path, remote: MemoryParams) -> None:
         assert json.loads(found.properties["body"])["entry_id"] == late.entry_id
     finally:
         opened.close()
+
+
+def test_the_data_port_of_the_cluster_asks_for_the_key(weaviate: TestServer) -> None:
+    """It listens on every interface."""
+    url = f"http://127.0.0.1:{weaviate.ports['data']}/nodes/status"
+    with httpx.Client(trust_env=False) as client:
+        assert client.get(url).status_code == 401
+        assert client.get(url, auth=("opd", "wrong")).status_code == 401
+        assert client.get(url, auth=("opd", weaviate.key)).status_code not in (401, 403)

@@ -7,6 +7,7 @@ from typing import Any
 
 import checkpoints
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_world import Shelf, Toy, agent, rollout, small, tip
@@ -165,3 +166,16 @@ def test_a_run_whose_memories_could_fill_a_prompt_is_not_begun(changes: dict[str
     with pytest.raises(SetupError, match=said):
         prepare.check(merge(load_preset("qwen3-4b-1gpu"), changes, "test"))
     prepare.check_budgets(merge(load_preset("qwen3-4b-1gpu"), {**changes, "memory.budget_unit": "words"}, "test"))
+
+
+def test_a_run_whose_processes_have_no_gpu_each_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = merge(load_preset("qwen3-4b-1gpu"), {"slow.processes": 2}, "test")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("OPD_DEVICE", "cuda")
+    with pytest.raises(SetupError, match=r"slow.processes = 2 with OPD_DEVICE=cuda; expected at most 1.*=1"):
+        prepare.check(wanted)
+    for name, value in (("slow.processes", 1), ("flows.placement", "deployment")):
+        prepare.check_devices(merge(wanted, {name: value}, "test"), "cuda")
+    prepare.check_devices(wanted, "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    prepare.check_devices(wanted, "cuda:1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import checkpoints
@@ -12,6 +13,7 @@ from conftest import Opd
 
 from opd_evolver.params import load_preset
 from opd_evolver.policy.local import LocalPolicy
+from opd_evolver.records import GenerationRequest, Reply
 
 
 def chat(exchange: Exchange) -> None:
@@ -134,3 +136,26 @@ def test_memory_of_a_round_is_counted_from_the_model(opd: Opd, elsewhere: Path, 
     assert full["serving_bytes_without_activations"] == 4 * weights + 8 * (1000 + replies) * 256
     assert full["training_bytes_without_activations"] == 16 * weights
     assert "serving 8 episodes together: up to " in opd(*asked).out
+
+
+def test_a_chat_model_is_evaluated_in_its_dialect(
+    opd: Opd, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = checkpoints.sized("qwen3", tmp_path / "base", 1)
+    seen: set[str] = set()
+    generate = LocalPolicy.generate
+
+    def watched(policy: LocalPolicy, requests: Sequence[GenerationRequest]) -> list[Reply]:
+        for message in (message for one in requests for message in one.prompt.messages if message.role == "system"):
+            seen.add("".join(segment.text for segment in message.segments))
+        return generate(policy, requests)
+
+    monkeypatch.setattr(LocalPolicy, "generate", watched)
+    few = ("act_max_new_tokens=2", "select_max_new_tokens=2", "write_max_new_tokens=2", "max_steps=1")
+    sizes = ("policy.dtype=float32", *(f"fast.{one}" for one in few))
+    words = [word for one in sizes for word in ("--set", one)]
+    asked = ("evaluate", str(base), "--domains", "sql", "--tasks", "1", "--json")
+    assert opd(*asked).code == 0 and not seen, "terse has no instructions"
+    done = opd(*asked, "--preset", "qwen3-4b-1gpu", *words)
+    assert done.code == 0, done.err
+    assert any(said.startswith("You are an agent") for said in seen) and json.loads(done.out)

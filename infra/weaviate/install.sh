@@ -4,4 +4,5 @@ set -euo pipefail
 version=$(cat "$(dirname "$0")/version")
 command -v go >/dev/null || { echo "Go is needed to build Weaviate: https://go.dev/dl" >&2; exit 2; }
 go install "github.com/weaviate/weaviate/cmd/weaviate-server@${version}"
-echo "$(go env GOPATH)/bin/weaviate-server"
+bin=$(go env GOBIN)
+echo "${bin:-$(go env GOPATH)/bin}/weaviate-server"

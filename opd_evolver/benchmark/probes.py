@@ -159,6 +159,7 @@ def evaluate_seed(
     split: Split = "novel-test",
     n_tasks: int = 100,
     params: Params | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Probe the policy in a folder (or `seed`, the one in the package); see `report_json`.
 
@@ -168,7 +169,8 @@ def evaluate_seed(
         levels: of the families; those of `params` when empty.
         split: `novel-test` to report, `novel-val` to choose by.
         n_tasks: tasks of each domain.
-        params: budgets and batch size; the defaults when None.
+        params: dialect, budgets and batch size; the defaults, which the seed policy speaks, when None.
+        device: torch device.
 
     Raises:
         SetupError, CorruptionError: no such policy or domain, or damaged files.
@@ -179,7 +181,8 @@ def evaluate_seed(
     wanted = {"domains": tuple(domains), "levels": tuple(levels)}
     environments = chosen.environments.model_copy(update={name: some for name, some in wanted.items() if some})
     chosen = chosen.model_copy(update={"environments": environments})
-    policy = open_policy(chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"}))
+    own = chosen.policy.model_copy(update={"path": str(policy_path), "backend": "local"})
+    policy = open_policy(own, device=device)
     with EnvironmentPool(registry.loader(chosen.environments)) as pool:
         return report_json(evaluate_probes(policy, pool, split, n_tasks, chosen))
 

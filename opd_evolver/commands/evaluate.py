@@ -12,11 +12,23 @@ from opd_evolver.errors import SetupError
 def evaluate(given: argparse.Namespace) -> int:
     """Measure a policy's memory use, override, selection and writing on families it has never seen."""
     from opd_evolver.benchmark.probes import evaluate_seed, probe_table, trained_on
+    from opd_evolver.params import Params, load_preset, merge, parse_set
+    from opd_evolver.settings import load_settings
+    from opd_evolver.steps import prepare
 
     if given.tasks < 1:
         raise SetupError(f"--tasks {given.tasks}", "at least 1", "for example --tasks 100")
     domains = tuple(word for word in given.domains.split(",") if word) or trained_on(given.policy)
-    tree = evaluate_seed(given.policy, domains=domains, split=given.split, n_tasks=given.tasks)
+    params = merge(load_preset(given.preset) if given.preset else Params(), parse_set(given.pairs), "--set")
+    prepare.check_budgets(params)
+    tree = evaluate_seed(
+        given.policy,
+        domains=domains,
+        split=given.split,
+        n_tasks=given.tasks,
+        params=params,
+        device=load_settings().device,
+    )
     print(json.dumps(tree, ensure_ascii=False, indent=2) if given.json else probe_table(tree))
     return 0
 

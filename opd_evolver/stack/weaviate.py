@@ -1,7 +1,8 @@
 """A Weaviate server of one's own on loopback: where its binary is, and how it is started.
 
 REST, gossip and raft are bound to loopback. gRPC and the cluster's data port listen on every interface in this
-version, hence the API key, which is made at the first start and kept in a file that only its owner reads.
+version, hence the API key, which is made at the first start and kept in a file that only its owner reads: gRPC asks
+for it, the data port for a password, which it is, too.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ def environment(data: Path, api_key: str, ports: dict[str, int]) -> dict[str, st
         "CLUSTER_ADVERTISE_ADDR": HOST,
         "CLUSTER_GOSSIP_BIND_PORT": str(ports["gossip"]),
         "CLUSTER_DATA_BIND_PORT": str(ports["data"]),
+        "CLUSTER_BASIC_AUTH_USERNAME": "opd",
+        "CLUSTER_BASIC_AUTH_PASSWORD": api_key,
         "RAFT_PORT": str(ports["raft"]),
         "RAFT_INTERNAL_RPC_PORT": str(ports["raft_rpc"]),
         "RAFT_BOOTSTRAP_EXPECT": "1",

@@ -51,8 +51,10 @@ def check(wanted: params.Params) -> None:
     """
     from opd_evolver.environments import registry
     from opd_evolver.memory.embed import open_embedder
+    from opd_evolver.settings import load_settings
 
     check_budgets(wanted)
+    check_devices(wanted, load_settings().device)
     for domain in wanted.environments.domains:
         registry.load(domain, wanted.environments.levels, wanted.environments.headroom).close()
     open_embedder(wanted.memory.embedder).ready()
@@ -91,6 +93,24 @@ def check_budgets(wanted: params.Params) -> None:
                 f"at most {most} of policy.max_prompt_tokens = {limit}; the rest is for instructions, task and history",
                 f"lower memory.{budget} to {most // n}, lower memory.{number}, or raise policy.max_prompt_tokens",
             )
+
+
+def check_devices(wanted: params.Params, device: str) -> None:
+    """Whether each process of a distillation has a GPU; deployments run on machines that are not asked.
+
+    Raises:
+        SetupError: there are fewer, which would end the run after its fast loop.
+    """
+    if wanted.slow.processes == 1 or not device.startswith("cuda") or wanted.flows.placement == "deployment":
+        return
+    import torch
+
+    if wanted.slow.processes > (n := torch.cuda.device_count()):
+        raise SetupError(
+            f"slow.processes = {wanted.slow.processes} with OPD_DEVICE={device}",
+            f"at most {n}, the GPUs of this machine: each process of a distillation has one",
+            "set slow.processes=1",
+        )
 
 
 def finished_run(
