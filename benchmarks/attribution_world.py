@@ -88,6 +88,8 @@ def truth(world: World, variant: str) -> Truth:
     delta = effect + slope * (easier_with - easier_without)
     if variant == "paper":
         return Truth((rho * delta).sum(axis=1), (rho * effect).sum(axis=1))
+    if variant != "released":
+        raise ValueError(f"no target is known for {variant}")
     share = rho * (1.0 - rho)
     return Truth((share * delta).mean(axis=1), (share * effect).mean(axis=1))
 

@@ -2,7 +2,7 @@
 
     with Agent.load("champion") as agent:
         session = agent.session("boru cleanup s1 …", domain="sql", scope="boru")
-        action = session.act()
+        action, done = session.act(), False
         while not done:
             observation, done = my_world(action)
             action = session.act(observation)

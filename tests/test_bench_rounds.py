@@ -81,7 +81,7 @@ def test_what_was_forgotten_is_said() -> None:
     found = results([seed(0, {"sql": 5, "apps": 5}), seed(1, {"sql": 5, "apps": 5}, kept=0.8)], samples=50)
     [kept] = found.retained
     assert kept.shares == (0.95, 0.8) and not kept.reached
-    text = page(found, title="T", command="c", machine={"date": "d"}, curves="x.svg")
+    text = page(found, title="T", command="c", measured=[(0, {"date": "d"})], curves="x.svg")
     assert (
         "| retention: memory_use, share of the base's | 0.800 at least | 0.90 | 0.950, 0.800 |  | **not reached** |"
         in text
@@ -92,9 +92,9 @@ def test_a_refused_last_round_stands_beside_what_the_gate_left_to_use() -> None:
     asked = {"sql": 5, "apps": 5}
     found = results([seed(0, asked), seed(1, {"sql": 2, "apps": 2})], samples=50)
     left = results([seed(0, asked).model_copy(update={"round": 3}), seed(1, asked).model_copy(update={"round": 2})])
-    both = page(found, title="T", command="c", machine={}, curves="x.svg", champion=left)
+    both = page(found, title="T", command="c", measured=[], curves="x.svg", champion=left)
     assert "seed by seed: round 3, 2." in both and both.count("| distillation alone gives |") == 2
-    assert "champion" not in page(found, title="T", command="c", machine={}, curves="x.svg")
+    assert "champion" not in page(found, title="T", command="c", measured=[], curves="x.svg")
     lines = list(csv.DictReader(table(found, left).splitlines()))
     given = {
         row["kind"]: float(row["mean"])
@@ -108,7 +108,7 @@ def test_figures_of_real_sizes_stand_on_the_page_where_they_were_measured() -> N
     found = results([seed(0, {"sql": 5, "apps": 5})], samples=50)
     told = json.loads((Path(__file__).parents[1] / "docs/gpu.json").read_text(encoding="utf-8"))
     with_sizes, without = (
-        page(found, title="T", command="c", machine={}, curves="x.svg", sizes=sizes) for sizes in (told, None)
+        page(found, title="T", command="c", measured=[], curves="x.svg", sizes=sizes) for sizes in (told, None)
     )
     shown = [line for line in with_sizes.splitlines() if line.startswith("| own: fast loop, tokens/s")]
     wanted = [str(each.get("own: fast loop, tokens/s", "")) for each in told["figures"].values()]

@@ -131,6 +131,6 @@ def test_kinds_are_pooled_over_seeds_that_met_other_tasks() -> None:
     assert kind.n_tasks == (2, 3)
     assert kind.success["base_alone"].mean == pytest.approx(3 / 5) and kind.gain.mean == 0.0
     assert kind.gain.n_tasks == 5, "what is of the kind in no seed is left out"
-    text = page(found, title="T", command="c", machine={"date": "d"}, curves="x.svg")
+    text = page(found, title="T", command="c", measured=[(0, {"date": "d"})], curves="x.svg")
     assert "| drift | 2, 3 | 0.600 [" in text and "| 1 | 9; 2 of 3, +0.250 | 9; 2 of 3, +0.250 |" in text
     assert "drift,selection F1 last - base,,,0.0" in table(found)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.report import interval_text
+from opd_evolver.benchmark.report import interval_text, measured_lines
 from opd_evolver.benchmark.results import DEPLOYED, RETAINED, SeedResult, Units, mean_of_units, shares
 from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
 from opd_evolver.errors import SetupError
@@ -231,7 +231,7 @@ def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun]) -
         "paired by task and seed, with 95 % intervals by resampling families and seeds: positive is what the part "
         "gives.",
         "",
-        *_measured(runs),
+        *measured_lines([(one.seed, one.measured) for one in runs]),
         "",
         "| arm | | alone | with memory | whole - arm, alone | with memory | own family types | |",
         "|---|---|---|---|---|---|---|---|",
@@ -253,15 +253,6 @@ def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun]) -
 
 def _listed(runs: Sequence[ArmRun]) -> str:
     return ", ".join(str(one.seed) for one in runs)
-
-
-def _measured(runs: Sequence[ArmRun]) -> list[str]:
-    """When and on what each seed was measured; seeds of one day and machine are one line."""
-    alike: dict[str, list[ArmRun]] = {}
-    for one in runs:
-        told = "; ".join(f"{name} {value}" for name, value in one.measured.items())
-        alike.setdefault(told or "when and on what is not known", []).append(one)
-    return [f"- seed {_listed(those)}: {told}" for told, those in alike.items()]
 
 
 def _in_words(found: Sequence[Comparison]) -> list[str]:

@@ -196,3 +196,12 @@ def _tokens(tokens: int | None) -> str:
     if tokens is None:
         return "–"
     return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"
+
+
+def measured_lines(of_seeds: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
+    """When and on what each seed was measured, by name; seeds of one day and machine are one line."""
+    alike: dict[str, list[str]] = {}
+    for seed, measured in of_seeds:
+        told = "; ".join(f"{name} {value}" for name, value in measured.items())
+        alike.setdefault(told or "when and on what is not known", []).append(str(seed))
+    return [f"- seed {', '.join(seeds)}: {told}" for told, seeds in alike.items()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_evolver.benchmark.report import interval_text
+from opd_evolver.benchmark.report import interval_text, measured_lines
 from opd_evolver.benchmark.results import COLUMNS, DEPLOYED, RETAINED, Results, SeedResult, Verdict
 from opd_evolver.benchmark.rows import SIDES, Written
 from opd_evolver.benchmark.statistics import Estimate
@@ -17,7 +17,7 @@ def page(
     *,
     title: str,
     command: str,
-    machine: Mapping[str, str],
+    measured: Sequence[tuple[int, Mapping[str, str]]],
     curves: str,
     sizes: Mapping[str, Any] | None = None,
     champion: Results | None = None,
@@ -28,7 +28,7 @@ def page(
         found: pooled, of the last round.
         title: heading.
         command: what reproduces it.
-        machine: what it ran on, by name.
+        measured: of each seed, when and on what, by name.
         curves: file name of the picture.
         sizes: what `benchmarks.gpu_rounds --out` wrote, where it was run.
         champion: the same of the rounds that the gate left to use, where they are not the last ones.
@@ -43,7 +43,7 @@ def page(
         "families. Success, mean over domains; 95 % intervals by resampling families and seeds "
         "(`opd_evolver/benchmark/pooled.py`).",
         "",
-        *(f"- {name}: {value}" for name, value in machine.items()),
+        *measured_lines(measured),
         "",
         "## What was asked",
         "",

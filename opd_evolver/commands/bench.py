@@ -51,11 +51,13 @@ def _rounds(given: argparse.Namespace) -> int:
     from opd_evolver.steps.evidence import collect
 
     found: list[SeedResult] = []
+    measured: list[tuple[int, dict[str, str]]] = []
     champions: list[SeedResult] = []
     for number in range(given.seeds):
         run = _carried_out(given, number, given.name, {})
         say(f"{run.lineage}: measuring")
         found.append(collect(run))
+        measured.append((found[-1].seed, _measured(run)))
         held = plan.current(run).round
         if held == found[-1].round:
             champions.append(found[-1])
@@ -65,7 +67,7 @@ def _rounds(given: argparse.Namespace) -> int:
             say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
     pooled = results(found)
     left = results(champions) if champions != found and len(champions) == len(found) else None
-    files = _write(given, pooled, left)
+    files = _write(given, pooled, left, measured)
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
     tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
@@ -153,7 +155,9 @@ def _carried_out(
     return run
 
 
-def _write(given: argparse.Namespace, pooled: Any, champion: Any) -> list[str]:
+def _write(
+    given: argparse.Namespace, pooled: Any, champion: Any, measured: list[tuple[int, dict[str, str]]]
+) -> list[str]:
     from opd_evolver.benchmark import results_csv, results_page
 
     out = Path(given.out)
@@ -163,7 +167,7 @@ def _write(given: argparse.Namespace, pooled: Any, champion: Any) -> list[str]:
         pooled,
         title="Results",
         command=_command(given, "rounds"),
-        machine=_machine(),
+        measured=measured,
         curves=out.with_suffix(".svg").name,
         sizes=read_json(figures) if figures.exists() else None,
         champion=champion,

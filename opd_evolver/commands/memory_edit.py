@@ -111,7 +111,8 @@ def erase(given: argparse.Namespace) -> int:
         lines.append(f"other entries that say it or come from its episodes: {', '.join(done.same)}")
     lines.append(
         f"not reached: policies trained in round {max(1, done.first_round)} or later (opd memory rollback goes back), "
-        "DVC remotes (dvc gc --cloud), MLflow's copies of Data Docs, and copies made elsewhere"
+        "DVC remotes (dvc gc --cloud), MLflow's tags (old digests, no text) and copies of Data Docs, and copies made "
+        "elsewhere"
     )
     console.result(done.model_dump(mode="json"), "\n".join(lines), as_json=given.json)
     return 0

@@ -140,7 +140,7 @@ def _check_project(project: Path) -> None:
         raise SetupError(
             "PREFECT_API_URL is set and would win over the local stack",
             "no Prefect address in the environment or .env",
-            "unset PREFECT_API_URL, or use that server: prefect --no-prompt deploy --all",
+            "unset PREFECT_API_URL, or use that server, as the head of prefect.yaml says",
         )
     toml = project / "prefect.toml"
     if toml.exists() and not toml.read_text(encoding="utf-8").startswith(TOML_HEAD):
