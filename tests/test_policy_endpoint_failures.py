@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from chat_server import Behaviour, Exchange, chunks, completion, good, serving
@@ -12,6 +13,7 @@ from endpoint_world import KEY, Make, answering, failing, make_fixture, request,
 from pydantic import SecretStr
 
 from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.policy.endpoint import client
 
 # ── what may pass is tried again ───────────────────────────────────────────────────────────────
 
@@ -85,11 +87,13 @@ def test_nothing_listening_is_an_outage(make: Make) -> None:
 
 
 @pytest.mark.parametrize("date", [False, True])
-def test_retry_after_is_honoured(make: Make, waits: list[float], date: bool) -> None:
-    told = email.utils.formatdate(time.time() + 4, usegmt=True) if date else "4"
+def test_retry_after_is_honoured(make: Make, waits: list[float], date: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What was only said to be waited has passed on the client's clock, too: it begins no request before its time.
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(waits)))
+    told = email.utils.formatdate(time.time() + 50, usegmt=True) if date else "50"
     with serving(failing(429, Retry_After=told), good) as server:
-        make(server).generate([request()])  # the waits are not waited, but no request begins before its time
-    assert 2.0 <= waits[0] <= 4.0
+        make(server).generate([request()])
+    assert 20.0 <= waits[0] <= 50.0
 
 
 def test_a_retry_after_beyond_all_patience_is_an_outage_at_once(make: Make, waits: list[float]) -> None:

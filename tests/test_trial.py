@@ -113,20 +113,8 @@ def test_memory_of_a_round_is_counted_from_the_model(opd: Opd, elsewhere: Path, 
     base = checkpoints.tiny_qwen3(tmp_path / "base")
     sizes = ("policy.max_prompt_tokens=1000", "fast.microbatch_rollouts=4", "benchmark.batch_rollouts=8")
     words = [word for one in (*sizes, "fast.act_max_new_tokens=8", "slow.adapter=full") for word in ("--set", one)]
-    asked = (
-        "try",
-        "--env",
-        "sql",
-        "--policy",
-        str(base),
-        "--tasks",
-        "1",
-        "--preset",
-        "micro",
-        "--dialect",
-        "terse",
-        *words,
-    )
+    plain = ("--tasks", "1", "--preset", "micro", "--dialect", "terse")
+    asked = ("try", "--env", "sql", "--policy", str(base), *plain, *words)
     done = opd(*asked, "--json")
     assert done.code == 0, done.err
     full = json.loads(done.out)["round"]
