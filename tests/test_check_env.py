@@ -17,6 +17,7 @@ from opd_evolver.environments.check import CheckReport, check_env
 from opd_evolver.environments.domain import TIPS_ONLY
 from opd_evolver.environments.sql import Sql
 from opd_evolver.records import Split, Step, Task
+from tests.plain_worlds import Answering, Patient, Plain, Unlabelled
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "outside_environment"
@@ -134,6 +135,39 @@ class ValueInText(Renamed):
         ]
 
 
+class Named(Renamed):
+    """Has the family in its texts, as a word."""
+
+    def tasks(self, split: Split, n: int, seed: int = 0) -> tuple[Task, ...]:
+        return tuple(
+            task.model_copy(update={"text": f"{task.text} ({task.family})"}) for task in super().tasks(split, n, seed)
+        )
+
+
+class Endless(Renamed):
+    def step(self, action: str) -> Step:
+        return super().step(action).model_copy(update={"terminated": False})
+
+
+class Raising(Renamed):
+    def step(self, action: str) -> Step:
+        raise ValueError("no such action")
+
+
+class Gymnasium(Renamed):
+    def reset(self, task: Task) -> str:
+        return super().reset(task), {}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("world", [Plain, Unlabelled, Patient])
+def test_a_world_without_families_passes_whatever_its_label(
+    monkeypatch: pytest.MonkeyPatch, world: type[Plain]
+) -> None:
+    monkeypatch.setitem(registry.BUILT_IN, "broken", f"{world.__module__}:{world.__name__}")
+    report = check_env("broken", 24)
+    assert report.problems == () and report.expert == 1.0 and not report.has_families
+
+
 @pytest.mark.parametrize(
     ("world", "problem"),
     [
@@ -146,10 +180,15 @@ class ValueInText(Renamed):
         (NoPrefix, "are no prefix"),
         (Repeated, r"^24 tasks of deploy-val are in deploy-train too: '\w+ "),
         (ValueInText, "tells a hidden value"),
+        (Named, "the family label stands in the text"),
+        (Endless, "no end within 50 steps"),
+        (Answering, "tells a hidden value"),
+        (Raising, "an episode raised ValueError: no such action"),
+        (Gymnasium, "an episode raised TypeError: reset returned a tuple, no str"),
     ],
 )
-def test_each_breach_is_found(monkeypatch: pytest.MonkeyPatch, world: type[Sql], problem: str) -> None:
-    monkeypatch.setitem(registry.BUILT_IN, "broken", f"{__name__}:{world.__name__}")
+def test_each_breach_is_found(monkeypatch: pytest.MonkeyPatch, world: type[Sql | Plain], problem: str) -> None:
+    monkeypatch.setitem(registry.BUILT_IN, "broken", f"{world.__module__}:{world.__name__}")
     report = check_env("broken", 24)
     assert not report.passed
     assert any(re.search(problem, found) for found in report.problems), report.problems

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,64 @@ def test_sandbox_refuses_and_the_data_stays(query: str, tmp_path: Path, monkeypa
     assert refused.reward == 0.0
     assert environment.step(environment.oracle(task)).info["success"]
     assert not list(tmp_path.iterdir())
+
+
+HOSTILE = {
+    # Each mention of a name is a copy of all it stands for: twice as many at every level.
+    "copies": "with a0 as ( select 1 x ) , "
+    + " , ".join(f"a{i + 1} as ( select a.x from a{i} a , a{i} b )" for i in range(22))
+    + " select x from a22",
+    "trim": "select count ( * ) from jobs j , jobs k where k.id < 40 and "
+    f"ltrim ( '<{'a' * 900}>' || j.id || k.id , '<{'b' * 160}>a' ) = ''",
+    "like": f"select sum ( ( '{'a' * 900}' || j.id || k.id || l.id || m.id ) like '%{'a' * 40}b' ) "
+    "from jobs j , jobs k , jobs l , jobs m",
+}
+CHILD = """
+import json, resource, sys, time
+from opd_evolver.environments.sql import Sql
+environment = Sql()
+task = environment.tasks("deploy-test", 1)[0]
+environment.reset(task)
+seconds, kilobytes = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 10,) * 2)
+said = environment.step(sys.argv[1]).observation
+taken = time.process_time() - seconds
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kilobytes
+right = environment.step(environment.oracle(task)).observation
+print(json.dumps({"said": said, "right": right, "seconds": taken, "megabytes": grown / 1024}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_query_takes_little_time_and_memory_whatever_it_says(name: str) -> None:
+    child = subprocess.run([sys.executable, "-c", CHILD, HOSTILE[name]], check=False, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-500:]
+    found = json.loads(child.stdout)
+    assert found["said"].startswith("error ") and found["right"].startswith("ok ")
+    assert found["seconds"] < 3 and found["megabytes"] < 300, found
+
+
+HONEST = {
+    "long": "select "
+    + " , ".join(f"sum ( case when state = {n} then amount else 0 end ) as total_of_state_{n}" for n in range(10))
+    + " , "
+    + " , ".join(f"count ( case when state = {n} then 1 end ) as number_of_rows_of_state_{n}" for n in range(10))
+    + " from jobs where amount is not null and state in ( 0 , 1 , 2 , 3 , 4 , 5 , 6 , 7 , 8 , 9 )",
+    "every row in one": "select group_concat ( id || ':' || state || ':' || amount ) from jobs",
+    "pairs": "with a as ( select * from jobs ) , b as ( select x.state s , y.state t , sum ( x.amount * y.amount ) p "
+    "from a x join a y on x.id <> y.id group by x.state , y.state ) select s , t , rank ( ) over ( order by p ) from b",
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_longer_queries_than_any_task_needs_still_run(name: str) -> None:
+    environment = Sql()
+    environment.reset(task_with(environment, 1))
+    assert environment.step(HONEST[name]).observation.startswith("no ")
+    assert name != "long" or len(HONEST[name]) > 1500
 
 
 def test_many_rows_are_cut() -> None:

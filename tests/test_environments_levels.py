@@ -14,8 +14,11 @@ from opd_evolver.environments.procedures import words_of
 from opd_evolver.environments.shell import Shell
 from opd_evolver.environments.sql import COLUMNS, TABLES, Sql, tables_of
 from opd_evolver.environments.tasks import moves_of, subs_of, word_of
-from opd_evolver.records import LEVELS, Task
+from opd_evolver.params import load_preset
+from opd_evolver.records import LEVELS, Split, Task
 from tests.task_worlds import AnyDomain, each_domain
+
+DEPLOYED: tuple[Split, ...] = ("deploy-train", "deploy-val", "deploy-test")
 
 
 def task_at(environment: AnyDomain, level: str, n_subs: int = 1) -> Task:
@@ -91,6 +94,46 @@ def test_an_order_leads_on_asks_again_and_ends_after_two_refusals(make: type[Any
     assert unreadable.observation.endswith(f"next {task.scope} {sub.key} s2")
     over = environment.step(environment.action(sub, wrong))
     assert over.terminated and not over.info["success"] and " next " not in over.observation
+
+
+def tasks_with_orders(environment: AnyDomain, n: int) -> list[Task]:
+    """Deployed tasks: all that ask two orders about the same argument, and a few others."""
+    chosen = []
+    for split in DEPLOYED:
+        tasks = environment.tasks(split, n)
+        subs = {task.task_id: subs_of(task) for task in tasks}
+        twice = [
+            task
+            for task in tasks
+            if all(environment.spec.procedure(sub.key) for sub in subs[task.task_id])
+            and len(subs[task.task_id]) > len({sub.arg for sub in subs[task.task_id]})
+        ]
+        chosen += [*twice, *[task for task in tasks if len(subs[task.task_id]) == 2 and task not in twice][:1]]
+    return chosen
+
+
+# What changes nothing: right where an engine looks at the state alone, and that is the wanted one before the move.
+IDLE = {"apps": ["call otp"], "shell": ["chmod 644 certs"]}
+
+
+@each_domain
+def test_no_other_action_is_right_at_any_stage(make: type[AnyDomain]) -> None:
+    params = load_preset("laptop").environments
+    environment = make(levels=params.levels, headroom=params.headroom)
+    for task in tasks_with_orders(environment, 240 if make in (Apps, Shell) else 120):
+        moves = moves_of(task)
+        for number in range(max(len(environment.spec.choices(move.key)) for move in moves)):
+            environment.reset(task)
+            for move in moves:
+                right = environment.action(move, word_of(task, move))
+                said = [environment.action(move, word) for word in environment.spec.choices(move.key)]
+                others = [*IDLE.get(environment.domain, ()), *(one for one in said if one != right)]
+                wrong = environment.step(others[number % len(others)])
+                assert not wrong.observation.startswith("ok") and wrong.info["score"] < 1, (task.text, move, number)
+                step = environment.step(right)
+                assert step.observation.startswith("ok"), (task.text, move, number)
+            assert step.info["success"]
+    environment.close()
 
 
 def test_a_step_of_a_service_comes_alone_and_only_at_its_place() -> None:

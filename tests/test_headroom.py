@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,9 +15,9 @@ from opd_evolver.environments.conventions import CONTEXTS
 from opd_evolver.environments.playing import play
 from opd_evolver.environments.procedural import ProceduralDomain
 from opd_evolver.environments.protocol import Notes
-from opd_evolver.params import EnvironmentParams, HeadroomParams, Params
+from opd_evolver.params import EnvironmentParams, HeadroomParams, Params, load_preset
 from opd_evolver.policy.scripted import ScriptedPolicy
-from opd_evolver.records import LEVELS, GenerationRequest, Split, Task, TipContent
+from opd_evolver.records import LEVELS, GenerationRequest, Level, Split, Task, TipContent
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 from opd_evolver.seed import wordings as trained
@@ -26,8 +27,8 @@ DEPLOYED: tuple[Split, ...] = ("deploy-train", "deploy-val", "deploy-test")
 DOMAINS = ("sql", "apps", "shell")
 
 
-def opened(name: str, headroom: HeadroomParams = FULL) -> ProceduralDomain:
-    found = registry.load(name, LEVELS, headroom)
+def opened(name: str, headroom: HeadroomParams = FULL, levels: Sequence[Level] = LEVELS) -> ProceduralDomain:
+    found = registry.load(name, levels, headroom)
     assert isinstance(found, ProceduralDomain)
     return found
 
@@ -109,7 +110,7 @@ def headroom_of(task: Task) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", DOMAINS)
-def test_what_is_asked_once_never_comes_again(name: str) -> None:
+def test_a_key_that_the_family_has_not_is_asked_for_in_training_only(name: str) -> None:
     env, plain = opened(name), opened(name, HeadroomParams())
     families = {task.family: set(task.gold["facts"]) for task in plain.tasks("deploy-train", 24)}
     strange = 0
@@ -120,6 +121,21 @@ def test_what_is_asked_once_never_comes_again(name: str) -> None:
             assert not outside or split == "deploy-train"
             strange += bool(outside)
     assert 120 * 0.4 * 0.25 < strange < 120 * 0.4 * 0.75
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_few_of_the_questions_about_such_a_key_share_it(name: str) -> None:
+    laptop = load_preset("laptop")
+    worlds = laptop.environments
+    env, plain = opened(name, worlds.headroom, worlds.levels), opened(name, HeadroomParams(), worlds.levels)
+    families = {task.family: set(task.gold["facts"]) for task in plain.tasks("deploy-train", 24)}
+    outside = [
+        (task.family, fact.key)
+        for task in env.tasks("deploy-train", laptop.rounds * laptop.fast.tasks_per_domain)
+        for fact in env.needed(task)
+        if fact.key not in families[task.family]
+    ]
+    assert len(outside) >= 40 and 1 - len(set(outside)) / len(outside) < 0.15
 
 
 def test_the_words_of_the_house_are_new_to_every_policy() -> None:
@@ -140,6 +156,21 @@ def test_a_share_of_the_tips_is_noted_in_them_and_nothing_else_is() -> None:
     assert kept == {key: env.noted(task, TipContent(trigger=key, text="4")) for key in env.spec.keys}
     worded = [one for one in kept.values() if isinstance(one, TipContent) and one.text != "4"]
     assert 2 <= len(worded) <= 12 and all("4" in one.text.split() or ": 4" in one.text for one in worded)
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("split", ["seed", "novel-val", "novel-test"])
+def test_notes_about_other_families_are_worded_too_though_their_tasks_have_no_headroom(name: str, split: Split) -> None:
+    worlds = load_preset("laptop").environments
+    env = opened(name, worlds.headroom, worlds.levels)
+    tips = {}
+    for task in env.tasks(split, 480):
+        assert "headroom" not in task.gold and not context_of(task)
+        for fact in env.needed(task):
+            if env.spec.level_of(fact.key) == "tip":
+                note = TipContent(trigger=fact.key, text=fact.value)
+                tips[fact.scope, fact.key] = env.noted(task, note) != note
+    assert 0.1 < sum(tips.values()) / len(tips) < 0.4
 
 
 def test_an_episode_proposes_what_the_house_notes() -> None:

@@ -72,6 +72,7 @@ class Scripted(Sandbox):
     """A sandbox that runs nothing: keeps what it was asked and answers as told."""
 
     def __init__(self, outcome: Outcome) -> None:
+        super().__init__("namespaces")
         self.outcome = outcome
         self.asked: list[tuple[str, str, tuple[str, ...]]] = []
 
@@ -247,6 +248,8 @@ def test_without_isolation_code_is_shown_only_and_said_once(
         (Outcome(exit_code=143, stdout="x", timed_out=True, killed_by="wall time"), "error wall time"),
         (Outcome(exit_code=143, stdout="y" * 9, truncated=True, killed_by="output"), "error output"),
         (Outcome(exit_code=0, stdout="w " * 60), "w " * tools.RESULT_WORDS + "…"),
+        (Outcome(exit_code=0, stdout="x" * 60_000), "x" * 24),
+        (Outcome(exit_code=1, stderr="y" * 60_000), f"error exit 1 {'y' * 24}"),
     ],
 )
 def test_what_a_run_says(outcome: Outcome, said: str) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,7 +17,9 @@ from sandbox_bounds import FORKS
 from sandbox_boxes import box_of
 
 from opd_evolver.errors import OutageError, SetupError
-from opd_evolver.sandbox import Isolation, Limits, Sandbox, commands, probe, run, seccomp
+from opd_evolver.records import Entry, ToolContent
+from opd_evolver.rollout import tools
+from opd_evolver.sandbox import LANGUAGES, Isolation, Limits, Outcome, Sandbox, available, commands, probe, run, seccomp
 from opd_evolver.sandbox.limits import MODES
 from opd_evolver.sandbox.probe import try_mode
 from opd_evolver.sandbox.tree import tree
@@ -100,6 +105,33 @@ def test_a_start_that_fails_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch
     assert psutil.Process().num_fds() == before
 
 
+def held_up(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every set-up begins so much later, as on a busy machine."""
+
+    def start(*words: object) -> commands.Started:
+        begun = commands.start(*words)  # type: ignore[arg-type]
+        code = f"import os, sys, time; time.sleep({seconds}); os.execvp(sys.argv[1], sys.argv[1:])"
+        return replace(begun, argv=(sys.executable, "-c", code, *begun.argv))
+
+    monkeypatch.setattr(run, "start", start)
+
+
+def test_the_wall_time_begins_when_the_set_up_held(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
+    held_up(monkeypatch, 1.5)
+    outcome = box.run("bash", "echo ran", limits=Limits(wall_s=1.4))
+    assert (outcome.stdout, outcome.killed_by) == ("ran\n", None)
+    began = time.monotonic()
+    hasty = box.run("bash", "sleep 5", limits=Limits(wall_s=0.001))
+    assert hasty.timed_out and time.monotonic() - began > 1.5
+
+
+def test_a_set_up_that_takes_too_long_is_an_outage(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
+    held_up(monkeypatch, 5)
+    monkeypatch.setattr(run, "SET_UP_S", 0.2)
+    with pytest.raises(OutageError, match="a set-up within"):
+        box.run("bash", "echo ran", limits=Limits(wall_s=0.001))
+
+
 def test_runs_beside_each_other_have_their_own_limits(box: Sandbox) -> None:
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(box.run, "python", FORKS, ["24"], limits=Limits(processes=8)) for _ in range(4)]
@@ -135,6 +167,63 @@ def test_a_machine_without_isolation_says_so_and_how_to_mend_it(monkeypatch: pyt
     assert found.mode is None and found.languages == ()
     assert "bubblewrap" in found.detail and "Operation not permitted" in found.detail
     assert "shown only" in found.line()
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What other tests found of this machine is tried again, and so is what this one finds."""
+    probe.cache_clear()
+    yield
+    probe.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_trial_that_a_busy_machine_did_not_end_is_repeated_and_never_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late, done = Outcome(exit_code=143, timed_out=True, killed_by="wall time"), Outcome(exit_code=0, stdout="done\n")
+    said = [late, done, late, done]
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/bwrap")
+    monkeypatch.setattr(run.Sandbox, "run", lambda *_: said.pop(0))
+    assert try_mode("namespaces").languages == LANGUAGES and not said
+    monkeypatch.setattr(run.Sandbox, "run", lambda *_: late)
+    with pytest.raises(OutageError, match="took too long"):
+        probe()
+    slow = OutageError("could not be set up", run.LATE)
+    monkeypatch.setattr(run.Sandbox, "run", lambda *_: (_ for _ in ()).throw(slow))
+    with pytest.raises(OutageError, match="took too long"):
+        probe()
+    monkeypatch.setattr(run.Sandbox, "run", lambda *_: done)
+    assert probe().languages == LANGUAGES
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_mode_for_all_languages_is_taken_before_one_for_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "bubblewrap": Isolation(mode="bubblewrap", languages=("bash",), detail="bubblewrap: python ValueError"),
+        "namespaces": Isolation(mode="namespaces", languages=LANGUAGES),
+    }
+    monkeypatch.setattr(sys.modules["opd_evolver.sandbox.probe"], "try_mode", found.__getitem__)
+    assert probe().mode == "namespaces"
+    probe.cache_clear()
+    found["namespaces"] = Isolation(mode=None, detail="no namespaces")
+    box = available()
+    assert box is not None and (box.mode, box.languages) == ("bubblewrap", ("bash",))
+    assert probe().line().startswith("only bash in a sandbox (bubblewrap), others shown (bubblewrap: python ValueError")
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_tool_in_a_language_that_is_not_isolated_is_shown_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = commands.tree
+    monkeypatch.setattr(commands, "tree", lambda *, as_nobody: replace(whole(as_nobody=as_nobody), python=None))
+    if available() is None:
+        pytest.skip(f"no isolation on this machine: {probe().detail}")
+    assert probe().languages == ("bash",)
+    for language, code, said in (("python", "print(1)", tools.SHOWN_ONLY), ("bash", "echo 2", "2")):
+        content = ToolContent(name="report", language=language, code=code)
+        entry = Entry(entry_id="one", domain="toy", scope="zora", content=content, created_round=1)
+        called = tools.call("run report", None, [entry], steps_left=1, sandbox=available)
+        assert called.step.observation == said
 
 
 def test_a_mode_that_leaks_is_not_taken(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:

@@ -202,6 +202,39 @@ def test_the_command_saves_a_policy_that_is_served_as_any_other(
     assert reply.token_ids
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "."], "you are in that folder"),
+        (["--out", ".."], "you are in that folder"),
+        (["--out", "file"], "cannot write --out file: Not a directory"),
+        (["--out", "file/policy"], "cannot write --out file/policy: "),
+        (["--out", "closed/policy"], "cannot write --out closed/policy: "),
+        (["--out", "policy", "--steps", "0", "--polish-steps", "0"], "0 training steps"),
+        (["--out", "policy", "--polish-steps", "-1"], "-1 training steps"),
+    ],
+)
+def test_what_cannot_be_trained_or_saved_is_refused_before_the_training(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("opd_evolver.seed.train.train", lambda *_, **__: pytest.fail("it trains"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("file").touch()
+    Path("closed").symlink_to("/proc/self/fdinfo")  # no mode binds root, but there nobody can make a folder
+    before = sorted(Path().iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and said in shown and "mend: " in shown and shown.count("\n") == 1
+    assert sorted(Path().iterdir()) == before
+
+
 def test_only_in_the_polish_may_a_fact_of_round_one_hold() -> None:
     settings = TINY.model_copy(update={"warmup_steps": 4})
     assert [settings.lowest_round(step) for step in (0, 15, 16, 19)] == [2, 2, 1, 1]

@@ -17,11 +17,15 @@ MAX_SHOWN_WORDS = 8
 MAX_WORD_CHARS = 24
 
 
+def cut(words: Sequence[str], most: int) -> str:
+    """The first words, none longer than `MAX_WORD_CHARS`; `…` marks that there were more."""
+    short = [word[:MAX_WORD_CHARS] for word in words[:most]]
+    return " ".join(short + ["…"] * (len(words) > most))
+
+
 def shown_words(text: str) -> str:
     """Engine output as an observation may show it: one line, few words, no separator of the dialect."""
-    words = text.replace("|", " ").split()
-    short = [word[:MAX_WORD_CHARS] for word in words[:MAX_SHOWN_WORDS]]
-    return " ".join(short + ["…"] * (len(words) > MAX_SHOWN_WORDS))
+    return cut(text.replace("|", " ").split(), MAX_SHOWN_WORDS)
 
 
 def wording(verdict: str, shown: str = "", next_text: str = "") -> str:

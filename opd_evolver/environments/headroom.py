@@ -5,12 +5,13 @@ misleading  for some keys of tips, always the same ones in a domain, the convent
             is wrong everywhere else.
 drift       after so many tasks of deploy-train a share of the deployed tips holds no more; all later tasks, and those
             of deploy-val and deploy-test, go by the new ones.
-one_off     some questions of deploy-train are asked once and never again: with `fast.write_limit` what is noted of
-            them takes the place of what recurs.
+one_off     some questions of deploy-train are about a key that the family has not: no other split asks for it, and
+            few of them for the same one. With `fast.write_limit` what is noted of them takes the place of what recurs.
 wording     a share of the tips is noted in the words of the house, in templates that no seed data ever had.
 
 Two more need no switch here: the levels (`environments.levels`) and the budget of the context
-(`memory.candidates`, `memory.max_selected`). Only deployed families have headroom; novel ones are what they were.
+(`memory.candidates`, `memory.max_selected`). Only the tasks of deployed families have headroom, those of others are
+what they were; but what an agent notes about these is worded by the house like all else.
 All draws are counter-based, and nothing of it is shown but the word of the context.
 """
 

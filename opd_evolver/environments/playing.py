@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from opd_evolver.environments.conventions import Procedural, generator
 from opd_evolver.environments.protocol import Environment
 from opd_evolver.environments.tasks import moves_of
+from opd_evolver.errors import OpdError
 from opd_evolver.records import Step, Task
 
 MAX_STEPS = 50
@@ -26,15 +28,17 @@ BAD_ACTIONS = (
 )
 
 Choose = Callable[[list[Step]], str]
+T = TypeVar("T")
 
 
 @dataclass
 class Transcript:
-    """One episode: its observations, the first one from `reset`, and its steps."""
+    """One episode: its observations, the first one from `reset`, and its steps; `fault` is what broke it off."""
 
-    first: str
+    first: str = ""
     steps: list[Step] = field(default_factory=list)
     seconds: float = 0.0
+    fault: str = ""
 
     @property
     def observations(self) -> list[str]:
@@ -45,21 +49,39 @@ class Transcript:
         return sum(step.reward for step in self.steps)
 
     @property
+    def ended(self) -> bool:
+        return bool(self.steps) and (self.steps[-1].terminated or self.steps[-1].truncated)
+
+    @property
     def success(self) -> bool:
         return bool(self.steps) and self.steps[-1].info.get("success") is True
 
 
 def play(environment: Environment, task: Task, choose: Choose) -> Transcript:
-    """One episode, at most `MAX_STEPS` long; `choose` sees the steps so far."""
+    """One episode, at most `MAX_STEPS` long; `choose` sees the steps so far.
+
+    Raises:
+        OpdError: as the environment does; whatever else it raises is the transcript's `fault`.
+    """
     began = time.perf_counter()
-    transcript = Transcript(environment.reset(task))
-    while len(transcript.steps) < MAX_STEPS:
-        step = environment.step(choose(transcript.steps))
-        transcript.steps.append(step)
-        if step.terminated or step.truncated:
-            break
+    transcript = Transcript()
+    try:
+        transcript.first = _typed(environment.reset(task), str, "reset")
+        while len(transcript.steps) < MAX_STEPS and not transcript.ended:
+            transcript.steps.append(_typed(environment.step(choose(transcript.steps)), Step, "step"))
+    except OpdError:
+        raise
+    except Exception as error:
+        transcript.fault = f"an episode raised {type(error).__name__}: {error}"
     transcript.seconds = time.perf_counter() - began
     return transcript
+
+
+def _typed(returned: T, kind: type[T], method: str) -> T:
+    """What a world's method returned, if it is of the promised kind."""
+    if not isinstance(returned, kind):
+        raise TypeError(f"{method} returned a {type(returned).__name__}, no {kind.__name__}")
+    return returned
 
 
 def bad_actions(shift: int) -> Choose:
@@ -83,7 +105,7 @@ def random_values(domain: Procedural, task: Task, *, repeat: bool) -> Choose:
     tried: dict[int, int] = {}
 
     def choose(steps: list[Step]) -> str:
-        place = round(steps[-1].info["progress"] * len(moves)) if steps else 0
+        place = min(round(steps[-1].info["progress"] * len(moves)), len(moves) - 1) if steps else 0
         move = moves[place]
         if len(words) <= place:
             words.append("")

@@ -136,11 +136,21 @@ class Shell(ProceduralDomain):
             changed = self._tree.nodes()
             if said.code == 0 and self._is_right(self._task, said.stdout, changed):
                 self._now = changed
-                return self._attempts.record(1.0, said.stdout)
+                step = self._attempts.record(1.0, said.stdout)
+                self._empty_target(self._task, self._tree)
+                return step
             self._tree.restore(self._now)
         except OSError as error:
             raise self._lost(error) from error
         return self._attempts.record(0.0, said.stderr if said.code else said.stdout, error=said.code != 0)
+
+    def _empty_target(self, task: Task, tree: Tree) -> None:
+        """An order begins in an empty folder: a part that another one left there could not be seen to be copied."""
+        moves = task_list.moves_of(task)
+        if self._attempts.place < len(moves) and moves[self._attempts.place].stage == 1:
+            target = f"{moves[self._attempts.place].arg}/"
+            self._now = {path: node for path, node in self._now.items() if not path.startswith(target)}
+            tree.restore(self._now)
 
     def _is_right(self, task: Task, said: str, changed: dict[str, Node]) -> bool:
         """The check of the current move: exactly this was said, exactly this has changed."""

@@ -1,8 +1,8 @@
 """Saved tools that the policy calls: `run <tool name> <arg …>` as an action plays what an injected entry holds.
 
 `actions` are environment actions that the agent may take anyway, played one after another. `python`
-and `bash` run in the sandbox, or in the environment when it can execute tools; without isolation
-they are shown and never run. A call that cannot be made is an observation, never an exception.
+and `bash` run in the sandbox, or in the environment when it can execute tools; a language without isolation
+is shown and never run. A call that cannot be made is an observation, never an exception.
 Differs: the authors' code stores tools and never calls them.
 """
 
@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from opd_evolver.console import say
+from opd_evolver.environments.attempts import cut
 from opd_evolver.environments.protocol import Environment, Executes
 from opd_evolver.memory.acceptance import ACTIONS, parts_of
 from opd_evolver.memory.levels import one_line
@@ -115,13 +116,13 @@ def observation_of(outcome: Outcome) -> str:
         last = outcome.stderr.strip().splitlines()[-1:]
         said = " ".join(["error", outcome.killed_by or f"exit {outcome.exit_code}", *last])
     words = one_line("".join(letter if letter.isprintable() else " " for letter in said)).split()
-    return " ".join(words[:RESULT_WORDS] + (["…"] if len(words) > RESULT_WORDS else [])) or "done"
+    return cut(words, RESULT_WORDS) or "done"
 
 
 @lru_cache(maxsize=1)
 def _tell_shown_only() -> None:
     """Once a process."""
-    say(f"warning: saved python and bash tools are shown, not run: {probe().line()}")
+    say(f"warning: saved tools in a language without isolation are shown, not run: {probe().line()}")
 
 
 def _execute(
@@ -134,7 +135,7 @@ def _execute(
 ) -> Called:
     """Run code isolated: by the environment where it can, else in the sandbox."""
     sandbox = source()
-    if sandbox is None:
+    if sandbox is None or language not in sandbox.languages:
         _tell_shown_only()
         return _failed(SHOWN_ONLY, entry)
     if sum(map(len, arguments)) > MAX_ARGUMENT_CHARS or any("\0" in word for word in arguments):
@@ -162,6 +163,7 @@ def call(
         injected: the entries the policy was shown; no other tool can be called.
         steps_left: environment steps left of the budget; more actions are not played.
         sandbox: gives the machine's sandbox, or None without isolation; asked only when code is to run.
+            A language that it does not isolate is shown only.
         scope: the task's: of tools with the same name its own is meant.
 
     Raises:

@@ -18,7 +18,7 @@ class Limits(Record):
     """Most that one run may take. A fork bomb takes at most `processes` times `memory_bytes` until `wall_s`.
 
     Attributes:
-        wall_s: seconds until the whole namespace is killed.
+        wall_s: seconds from the end of the set-up until the whole namespace is killed.
         cpu_s: CPU seconds of one process.
         memory_bytes: address space of one process.
         processes: processes and threads at a time.

@@ -18,11 +18,14 @@ from typing import IO, NamedTuple
 
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.sandbox.commands import Started, start
-from opd_evolver.sandbox.limits import Language, Limits, Mode, Outcome
+from opd_evolver.sandbox.limits import LANGUAGES, Language, Limits, Mode, Outcome
 from opd_evolver.sandbox.tree import NOBODY
 
 CHUNK = 1 << 14
 PATIENCE_S = 5.0
+# A set-up takes a tenth of a second; a busy machine's delay is an outage, not the program's time.
+SET_UP_S = 20.0
+LATE = f"a set-up within {SET_UP_S:g} s"
 MEND = "opd status shows what isolation this machine has"
 
 
@@ -47,10 +50,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _listen(process: subprocess.Popen[bytes], ready: int, limits: Limits) -> _Heard:
-    """Read until all pipes are closed and the process has ended, or a limit is passed: then kill."""
+    """Read until all pipes are closed and the process has ended, or a limit is passed: then kill.
+
+    The wall time begins when the set-up is told to have held.
+    """
     assert process.stdout is not None and process.stderr is not None
     kept: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "ready": bytearray()}
-    ends = time.monotonic() + limits.wall_s
+    ends = time.monotonic() + SET_UP_S
     timed_out = truncated = False
     ended = os.pidfd_open(process.pid)
     try:
@@ -59,21 +65,23 @@ def _listen(process: subprocess.Popen[bytes], ready: int, limits: Limits) -> _He
                 selector.register(source, selectors.EVENT_READ, name)
             selector.register(ended, selectors.EVENT_READ, "ended")
             while selector.get_map():
-                left = ends - time.monotonic()
-                if left <= 0 and not (timed_out or truncated):
-                    timed_out = True
-                    _kill(process)
-                for key, _ in selector.select(max(0.0, left) if not (timed_out or truncated) else PATIENCE_S):
+                left = PATIENCE_S if timed_out or truncated else max(0.0, ends - time.monotonic())
+                for key, _ in selector.select(left):
                     chunk = os.read(key.fd, CHUNK) if key.data != "ended" else b""
                     if not chunk:
                         selector.unregister(key.fileobj)
                         continue
+                    if key.data == "ready":
+                        ends = time.monotonic() + limits.wall_s
                     said = kept["stdout"], kept["stderr"]
                     room = limits.output_bytes - len(said[0]) - len(said[1]) if key.data != "ready" else CHUNK
                     kept[key.data] += chunk[: max(0, room)]
                     if len(chunk) > room and not (timed_out or truncated):
                         truncated = True
                         _kill(process)
+                if selector.get_map() and time.monotonic() >= ends and not (timed_out or truncated):
+                    timed_out = True
+                    _kill(process)
     finally:
         os.close(ended)
     return _Heard(bytes(kept["stdout"]), bytes(kept["stderr"]), bool(kept["ready"]), timed_out, truncated)
@@ -160,10 +168,11 @@ def _inputs(code: str, arguments: Sequence[str], files: Mapping[str, bytes], lim
 class Sandbox:
     """Runs untrusted code without network, files, processes or environment of this machine."""
 
-    def __init__(self, mode: Mode, limits: Limits | None = None) -> None:
-        """Args: mode: from `probe()`. limits: those of runs that name none."""
+    def __init__(self, mode: Mode, limits: Limits | None = None, languages: tuple[Language, ...] = LANGUAGES) -> None:
+        """Args: mode: from `probe()`. limits: those of runs that name none. languages: found isolated by `probe()`."""
         self.mode = mode
         self.limits = limits or Limits()
+        self.languages = languages
 
     def run(
         self,
@@ -185,7 +194,7 @@ class Sandbox:
 
         Raises:
             SetupError: too much input, or a path that leaves the private folder.
-            OutageError: the namespaces could not be made, though `probe()` had made some.
+            OutageError: the namespaces could not be made, or not in time, though `probe()` had made some.
         """
         limits = limits or self.limits
         content = _inputs(code, arguments, files or {}, limits)
@@ -197,10 +206,10 @@ class Sandbox:
         finally:
             os.close(ready_r)
         stderr = heard.stderr.decode("utf-8", "replace")
-        if not heard.ready and not heard.timed_out:
+        if not heard.ready:
             raise OutageError(
                 f"the sandbox could not be set up ({self.mode}): {stderr.strip() or process.returncode}",
-                "namespaces for an unprivileged user",
+                LATE if heard.timed_out else "namespaces for an unprivileged user",
                 MEND,
             )
         code_seen = process.returncode if process.returncode >= 0 else 128 - process.returncode

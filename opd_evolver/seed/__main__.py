@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from opd_evolver.durable import new_folder, write_text
-from opd_evolver.errors import OpdError
+from opd_evolver.errors import OpdError, SetupError
 from opd_evolver.records import LEVELS
 from opd_evolver.seed.settings import SeedSettings
 
@@ -96,6 +99,29 @@ def _record(settings: SeedSettings, trained: Any, device: str) -> dict[str, Any]
     }
 
 
+def _target(out: Path) -> Path:
+    """Where the policy's folder comes to lie, if one can be made there."""
+    target = out.resolve()
+    if Path.cwd().is_relative_to(target):
+        raise SetupError(f"--out {out}: you are in that folder", "one to replace as a whole", f"--out {out / 'policy'}")
+    try:
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"):
+            return target
+    except OSError as error:
+        raise SetupError(
+            f"cannot write --out {out}: {error.strerror}", "a parent folder that can be written", "give another --out"
+        ) from error
+
+
+def _check_steps(settings: SeedSettings) -> None:
+    fewest = min(settings.steps, settings.polish_steps, settings.wording_steps, settings.drill_steps)
+    if fewest < 0 or settings.all_steps == 0:
+        raise SetupError(f"{fewest} training steps", "at least one, none of a kind below 0", "set --steps 1")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, save, report; exit codes as `opd`."""
     parser = _parser()
@@ -120,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save(model, tokenizer, given.work / f"step-{step:05d}")
 
     try:
+        _check_steps(settings)
+        out = _target(given.out)
         trained = train(
             settings,
             given.work,
@@ -128,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             on_save=keep if given.keep else None,
             device=given.device,
         )
-        save(trained.model, trained.tokenizer, given.out, _record(settings, trained, given.device))
+        save(trained.model, trained.tokenizer, out, _record(settings, trained, given.device))
         trained.state.unlink(missing_ok=True)
     except OpdError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
