@@ -33,12 +33,13 @@ def read(root: Path, name: str) -> list[Head]:
     """Oldest first; none where the run was never begun. A torn last line was never acknowledged.
 
     Raises:
-        CorruptionError: another line is malformed.
+        CorruptionError: a line is malformed.
     """
     path = _file(root, name)
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    lines = [line for line in whole if line]
     heads = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -46,10 +47,19 @@ def read(root: Path, name: str) -> list[Head]:
             check_schema(tree, f"{path} line {number}")
             heads.append(Head.model_validate(tree))
         except (ValidationError, ValueError):
-            if number == len(lines):  # a crash tore the last line: it was never acknowledged
-                break
             raise CorruptionError(f"{path} line {number} is malformed", "a HEAD record", f"restore {path}") from None
     return heads
+
+
+def before(root: Path, name: str) -> str | None:
+    """The lineage to which an undo returns; None where the first one is current."""
+    stack = [name]  # its `open` line is missing where the process was killed between run.json and HEAD.jsonl
+    for head in read(root, name):
+        if head.action == "undo":
+            stack.pop()
+        elif head.action != "open":
+            stack.append(head.lineage)
+    return stack[-2] if len(stack) > 1 else None
 
 
 def _file(root: Path, name: str) -> Path:

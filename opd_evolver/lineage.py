@@ -12,7 +12,7 @@ extend. Rollback and fork open a lineage `name~2`; nothing is rewritten, and und
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from opd_evolver.durable import read_json as read_json
 from opd_evolver.durable import write_text
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.heads import Action, Head
+from opd_evolver.memory import edits
 from opd_evolver.params import Params, flat, nearest, validate
 from opd_evolver.records import SCHEMA_VERSION, Record, canonical_json
 
@@ -118,6 +119,16 @@ class Run:
             done.append(len(done) + 1)
         return done
 
+    def held(self, round_: int) -> int:
+        """The round whose policy and memory `round_` begins with; 0: the base policy and no memory."""
+        before = self.summary(round_ - 1) if round_ > 0 else None
+        return int(before["champion"]) if before else 0
+
+    def edit_files(self, after: int, until: int | None = None) -> dict[int, Path]:
+        """By round, where edits by hand lie: of rounds behind `after`, also of the two for which they can wait."""
+        last = len(self.finished_rounds()) + 2 if until is None else until
+        return {n: edits.file_of(self.owner(n).run, n) for n in range(after + 1, last + 1)}
+
     def is_complete(self) -> bool:
         return self.summary(0) is not None and len(self.finished_rounds()) >= self.params.rounds
 
@@ -178,7 +189,7 @@ def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False)
     changed = differences(run.params, params)
     if changed and fork:
         kept = run.identity.parent if _keeps_rounds(changed) else None
-        return _create(root, name, next_lineage(root, name), params, kept, "fork", "; ".join(changed))
+        return _create(root, name, next_lineage(root, name), params, kept, "fork", "; ".join(changed), run)
     if changed:
         raise SetupError(
             f"run `{name}` has other science parameters ({'; '.join(changed)})",
@@ -206,13 +217,7 @@ def next_lineage(root: Path, name: str) -> str:
 
 
 def branch(
-    root: Path,
-    name: str,
-    round_: int,
-    params: Params | None = None,
-    reembeds: Collection[str] = (),
-    reason: str = "",
-    fill: Callable[[RunPaths], None] | None = None,
+    root: Path, name: str, round_: int, params: Params | None = None, reembeds: Collection[str] = (), reason: str = ""
 ) -> Run:
     """A new lineage whose rounds up to `round_` are the current one's: a rollback, or a re-embedding with `params`.
 
@@ -222,7 +227,6 @@ def branch(
         params: of the new lineage; None: as they were.
         reembeds: identities of embedders that are left behind.
         reason: for HEAD.jsonl.
-        fill: puts into the new lineage what must lie there before it is the current one.
 
     Raises:
         SetupError: that round has not finished.
@@ -237,7 +241,7 @@ def branch(
     left = tuple(sorted({*run.reembeds, *reembeds}))
     parent = Parent(lineage=run.owner(round_).lineage, round=round_, reembeds=left)
     why = reason or f"to round {round_}"
-    return _create(root, base, next_lineage(root, base), params or run.params, parent, action, why, fill)
+    return _create(root, base, next_lineage(root, base), params or run.params, parent, action, why, run)
 
 
 def undo(root: Path, name: str) -> Run:
@@ -247,15 +251,10 @@ def undo(root: Path, name: str) -> Run:
         SetupError: there is nothing to undo.
     """
     name = open_run(root, name).identity.name  # a lineage may be named
-    stack: list[str] = []
-    for head in heads.read(root, name):
-        if head.action == "undo":
-            stack.pop()
-        else:
-            stack.append(head.lineage)
-    if len(stack) < 2:
+    before = heads.before(root, name)
+    if before is None:
         raise SetupError(f"run `{name}` has no rollback or fork to undo", "an opened lineage", "opd rounds")
-    heads.append(root, name, Head(lineage=stack[-2], action="undo"))
+    heads.append(root, name, Head(lineage=before, action="undo"))
     return open_run(root, name)
 
 
@@ -267,14 +266,25 @@ def _create(
     parent: Parent | None,
     action: Action,
     reason: str = "",
-    fill: Callable[[RunPaths], None] | None = None,
+    source: Run | None = None,
 ) -> Run:
     draft = RunIdentity(name=name, lineage=lineage, parent=parent, params={}, params_digest="")
     identity = _write_identity(root, draft, params)
-    if fill is not None:  # killed from here on, the lineage's name is taken, and it is never the current one
-        fill(RunPaths(root, lineage))
+    if source is not None:  # killed from here on, the lineage's name is taken, and it is never the current one
+        _hand_on(source, RunPaths(root, lineage), parent.round if parent else 0, action)
     heads.append(root, name, Head(lineage=lineage, action=action, reason=reason))
     return Run(root, identity)
+
+
+def _hand_on(run: Run, opened: RunPaths, kept: int, action: Action) -> None:
+    """Edits by hand that the memory of round `kept` does not have enter the next round of the lineage being opened.
+
+    A rollback takes back what entered the rounds behind `kept`; a fork plays them anew with it.
+    """
+    start, now = run.held(kept + 1), run.held(len(run.finished_rounds()) + 1)
+    # Where the memory stays, so does all that an undo can name.
+    memory = None if start == now else run.owner(start).version(start) / "memory"
+    edits.hand_on(run.edit_files(start), opened.run, kept, now if action == "rollback" else 0, memory)
 
 
 def _write_identity(root: Path, identity: RunIdentity, params: Params) -> RunIdentity:

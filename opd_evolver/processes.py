@@ -1,4 +1,4 @@
-"""Who is a process: pid and start time together, since pids are reused. Children die with their parent."""
+"""Who is a process: pid and birth together, since pids are reused. Children die with their parent."""
 
 from __future__ import annotations
 
@@ -29,14 +29,34 @@ def started(pid: int) -> float | None:
         return None
 
 
-def alive(pid: int, started_at: float) -> bool:
-    """Whether the very process that was recorded still runs."""
+def born(pid: int) -> str | None:
+    """The boot, and the tick of it, in which a process began: unlike its start time, no clock that is set moves them.
+
+    None where there is no such process (a zombie counts as none), and where no /proc tells.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state == b"Z" else f"{_boot()} {int(rest[18])}"
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def alive(pid: int, started_at: float, birth: str | None = None) -> bool:
+    """Whether the very process that was recorded still runs.
+
+    Args:
+        pid: of the record.
+        started_at: decides where `birth` is None.
+        birth: as `born` gave it; None in records of earlier versions and where no /proc tells.
+    """
+    if birth is not None:
+        return born(pid) == birth
     now = started(pid)
     return now is not None and abs(now - started_at) < 1.0
 
 
 def me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "started": started(os.getpid())}
+    return {"pid": os.getpid(), "started": started(os.getpid()), "birth": born(os.getpid())}
 
 
 def peak_bytes() -> tuple[int, int]:
@@ -59,12 +79,15 @@ def carrying(name: str) -> Iterator[tuple[int, float, str]]:
             continue  # gone meanwhile, or another user's: neither can be ours
 
 
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def place() -> str:
     """Where pids mean the same: this boot of this machine, and this container's own numbering."""
     if sys.platform != "linux":
         return platform.node()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{platform.node()} {_boot()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def waiting() -> dict[str, Any]:
@@ -84,12 +107,15 @@ def end_without(waiting: Mapping[str, Any] | None) -> None:
     if waiting is None or waiting["place"] != place():
         return
 
+    def waits() -> bool:
+        return alive(int(waiting["pid"]), float(waiting["started"]), waiting.get("birth"))
+
     def look() -> None:
-        while alive(int(waiting["pid"]), float(waiting["started"])):
+        while waits():
             time.sleep(POLL_S)
         os._exit(KILLED)
 
-    if not alive(int(waiting["pid"]), float(waiting["started"])):
+    if not waits():
         os._exit(KILLED)
     threading.Thread(target=look, name="end-without", daemon=True).start()
 

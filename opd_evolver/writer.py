@@ -1,4 +1,4 @@
-"""Who writes to a run now: one process at a time, named by pid and start time, so that a dead one is taken over."""
+"""Who writes to a run now: one process at a time, named by pid and birth, so that a dead one is taken over."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
 
 def holder(run: Run) -> dict[str, Any] | None:
-    """Who holds the run: {pid, started, flow_run_id, live}; None when it was released or never taken."""
+    """Who holds the run: {pid, started, birth, flow_run_id, live}; None when it was released or never taken."""
     path = run.paths.run / "writer.json"
     if not path.exists():
         return None
     held = read_json(path)
-    return {**held, "live": alive(held["pid"], held["started"])}
+    return {**held, "live": alive(held["pid"], held["started"], held.get("birth"))}
 
 
 @contextmanager

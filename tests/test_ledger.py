@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from memory_cases import die, filled, in_child, row, wave
 
-from opd_evolver import durable
+from opd_evolver import durable, processes
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.memory.ledger import Ledger
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey
@@ -122,13 +124,39 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path: Path) -> None:
     Ledger(tmp_path).append(wave(3))
 
 
-def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("birth", ["another boot 1", None])
+def test_a_reused_pid_is_not_the_owner(tmp_path: Path, birth: str | None) -> None:
+    """None: a lock of an earlier version, or of a system without /proc."""
     ledger = filled(tmp_path)
     lock = json.loads((tmp_path / "lock").read_text())
-    (tmp_path / "lock").write_text(json.dumps({**lock, "started": lock["started"] - 1000.0}))
+    (tmp_path / "lock").write_text(json.dumps({**lock, "started": lock["started"] - 1000.0, "birth": birth}))
     Ledger(tmp_path)
     ledger.close()  # no longer the owner: must not take the other one's lock away
     assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_of_an_earlier_version_is_respected(tmp_path: Path) -> None:
+    ledger = filled(tmp_path)
+    lock = json.loads((tmp_path / "lock").read_text())
+    (tmp_path / "lock").write_text(json.dumps({key: lock[key] for key in ("host", "pid", "started", "key")}))
+    with pytest.raises(SetupError, match=f"process {os.getpid()}"):
+        Ledger(tmp_path)
+    ledger.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="start times move with the clock on Linux")
+@pytest.mark.parametrize("step_s", [2.0, -3600.0])
+def test_who_lives_still_lives_when_the_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    ledger, me = filled(tmp_path), processes.me()
+    boot = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + step_s)
+    assert processes.started(me["pid"]) == pytest.approx(me["started"] + step_s)
+    with pytest.raises(SetupError, match=f"process {os.getpid()}"):
+        Ledger(tmp_path)
+    assert processes.alive(me["pid"], me["started"], me["birth"])
+    ledger.close()
 
 
 def test_a_lock_from_another_machine_is_respected(tmp_path: Path) -> None:

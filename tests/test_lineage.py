@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import psutil
 import pytest
+from memory_cases import die, in_child
 
-from opd_evolver import lineage, writer
+from opd_evolver import heads, lineage, writer
 from opd_evolver.durable import append_line, write_text
 from opd_evolver.errors import CorruptionError, SchemaError, SetupError
 from opd_evolver.lineage import RunPaths
@@ -111,6 +114,33 @@ def test_a_torn_head_line_was_never_acknowledged(tmp_path: Path) -> None:
     assert len(head.read_text().splitlines()) == 2
 
 
+def test_a_malformed_head_line_that_ends_is_no_torn_one(tmp_path: Path) -> None:
+    """It was acknowledged: without it another lineage would be the current one."""
+    lineage.open_or_create(tmp_path, "a", Params())
+    finish(tmp_path, "a", 0, 1)
+    lineage.branch(tmp_path, "a", 1)
+    head = tmp_path / "runs" / "a" / "HEAD.jsonl"
+    head.write_text(head.read_text().replace('"action":"rollback"', '"action":"rollb'))
+    with pytest.raises(CorruptionError, match=r"HEAD\.jsonl line 2 is malformed.*restore"):
+        lineage.open_run(tmp_path, "a")
+
+
+def test_a_run_killed_before_its_first_head_line_is_rolled_back_and_undone(tmp_path: Path) -> None:
+    def killed() -> None:
+        with patch.object(heads, "append", die):
+            lineage.open_or_create(tmp_path, "a", Params())
+
+    assert in_child(killed) < 0
+    assert lineage.open_or_create(tmp_path, "a", Params()).lineage == "a"
+    finish(tmp_path, "a", 0, 1)
+    assert lineage.branch(tmp_path, "a", 1).lineage == "a~2"
+    assert lineage.undo(tmp_path, "a").lineage == "a"
+    with pytest.raises(SetupError, match="no rollback or fork to undo"):
+        lineage.undo(tmp_path, "a")
+    assert lineage.branch(tmp_path, "a", 1).lineage == "a~3"
+    assert lineage.undo(tmp_path, "a").lineage == "a"
+
+
 def test_a_head_line_of_a_newer_version_is_refused_and_an_older_one_read(tmp_path: Path) -> None:
     """Even where it stands last, as a torn line would."""
     lineage.open_or_create(tmp_path, "a", Params())
@@ -137,6 +167,19 @@ def test_one_writer_at_a_time_and_a_dead_one_is_taken_over(tmp_path: Path) -> No
     with writer.writing(run, {"flow_run_id": "x"}):
         assert lineage.read_json(path)["pid"] == os.getpid()
     assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="start times move with the clock on Linux")
+def test_a_writer_keeps_its_run_when_the_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = lineage.open_or_create(tmp_path, "a", Params())
+    boot = psutil.boot_time()
+    with writer.writing(run):
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 2)
+        held = writer.holder(run)
+        assert held is not None and held["live"]
+        monkeypatch.setattr(os, "getpid", lambda: held["pid"] + 1)  # as another process sees it
+        with pytest.raises(SetupError, match=f"process {held['pid']}"), writer.writing(run):
+            pass
 
 
 def test_a_relative_base_policy_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

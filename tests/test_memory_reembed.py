@@ -76,11 +76,10 @@ def test_a_new_lineage_and_nothing_rewritten(intact: Path, opd: Opd) -> None:
 
 def test_the_next_round_is_played_with_the_new_embedder(project: Path, opd: Opd) -> None:
     waiting = edits.file_of(project / "runs" / NAME, 2)
-    waiting.parent.mkdir(exist_ok=True)
-    waiting.write_text("")
+    edits.add(waiting, edits.Edit(kind="retire", reason="waits"))
     told(opd, "reembed", "--to", OTHER)
     run = lineage.open_run(project, NAME)
-    assert edits.file_of(run.paths.run, 2).exists(), "what waited still waits"
+    assert edits.read(edits.file_of(run.paths.run, 2)) == edits.read(waiting), "what waited still waits"
     with finished_run.scripted():
         finished_run.play_round(run, 2)
     info = verify(run.paths.version(2) / "memory")
@@ -119,19 +118,20 @@ def test_what_waits_still_waits_when_it_is_killed_as_the_lineage_opens(project: 
     assert edits.read(edits.file_of(opened.paths.run, 2)) == edits.read(waiting)
 
 
-@pytest.mark.parametrize("at", ["_edits", "append"])
-def test_what_a_killed_reembed_handed_on_enters_no_other_lineage(project: Path, opd: Opd, at: str) -> None:
-    edits.add(edits.file_of(project / "runs" / NAME, 2), edits.Edit(kind="retire", reason="waits"))
+@pytest.mark.parametrize(("of", "at"), [(edits, "hand_on"), (heads, "append")])
+def test_a_killed_reembed_opens_no_lineage(project: Path, opd: Opd, of: Any, at: str) -> None:
+    waits = edits.Edit(kind="retire", reason="waits")
+    edits.add(edits.file_of(project / "runs" / NAME, 2), waits)
 
     def killed() -> None:
-        with patch.object(reembed if at == "_edits" else heads, at, lambda *given: die()):
+        with patch.object(of, at, lambda *given: die()):
             reembed.reembed(project, NAME, OTHER)
 
     assert in_child(killed) < 0
     assert lineage.open_run(project, NAME).lineage == NAME, "the lineage was never opened"
     assert opd("memory", "rollback", "1", "--name", NAME).code == 0
     back = lineage.open_run(project, NAME)
-    assert edits.read(edits.file_of(back.paths.run, 2)) == [] and back.params.memory.embedder == "hash-256"
+    assert edits.read(edits.file_of(back.paths.run, 2)) == [waits] and back.params.memory.embedder == "hash-256"
 
 
 def test_changed_parameters_are_still_refused(project: Path, opd: Opd) -> None:

@@ -16,6 +16,7 @@ from one_line import one_line
 from rollout_world import agent
 
 from opd_evolver import lineage, step
+from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.memory import erase
@@ -220,6 +221,23 @@ def test_an_operation_of_a_refused_round_needs_no_undo(run: Run, opd: Opd) -> No
     path.write_text(json.dumps({**json.loads(path.read_text()), "champion": 1}))
     one_line(opd("memory", "undo", second, "--name", finished_run.NAME), "which the gate refused")
     assert called(opd, "undo", name)["round"] == 3, "the champion's operations can be undone"
+
+
+def test_an_undo_that_entered_a_refused_round_enters_the_next(run: Run, opd: Opd) -> None:
+    [first, *_] = [one for commit in called(opd, "log") for one in commit["operations"]]
+    done = called(opd, "undo", first["id"])
+    with finished_run.scripted():
+        step.run(plan.begin_job(run, 2))
+    write_text(run.paths.summary(2), json.dumps({**(run.summary(1) or {}), "round": 2, "champion": 1}))
+    one_line(opd("memory", "undo", first["id"], "--name", finished_run.NAME), "left to undo")
+    with finished_run.scripted():
+        assert step.run(plan.begin_job(run, 3)).metrics["n_edits"] == 1
+    with Memory.open(run.paths.live(3), run.params.memory, read_only=True) as memory:
+        assert all(one.status == "live" for one in memory.get(first["retired"]))
+        [entered] = memory.ledger.read(memory.ledger.segment_keys()[-1]).operations
+        assert (entered.operation_id, entered.round) == (done["undo"], 3)
+    again = called(opd, "undo", done["undo"])
+    assert (again["round"], again["retired"]) == (4, first["retired"]), "it can be undone in turn"
 
 
 def test_why_tells_that_an_entry_came_back(run: Run, opd: Opd) -> None:

@@ -2,23 +2,25 @@
 
 A finished round's memory is immutable, so an edit waits in `edits/round-NNN.jsonl` for the next round
 that has not begun, whose `begin` step commits all of them as one ledger segment before the first wave.
-The file's digest enters the round's step keys; a lineage without edits keeps the keys it had.
+Where the gate refuses that round, its edits enter the round behind it, too. Their digest enters the round's
+step keys; a lineage without edits keeps the keys it had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
-from opd_evolver import durable
+from opd_evolver import console, durable
 from opd_evolver.errors import CorruptionError, SchemaError
 from opd_evolver.memory.confirm import confirmed
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey, encode, head_of
+from opd_evolver.memory.snapshot import segments_of
 from opd_evolver.memory.store import Memory, entry_of
-from opd_evolver.records import SCHEMA_VERSION, MemoryOperation, Proposal, Record, canonical_json, digest_of
+from opd_evolver.records import SCHEMA_VERSION, Entry, MemoryOperation, Proposal, Record, canonical_json, digest_of
 
 
 class Edit(Record):
@@ -28,7 +30,7 @@ class Edit(Record):
         kind: where it came from, for logs.
         proposals: entries to add.
         operations: merges, deletions or undone ones.
-        reason: the user's words, or the file's name.
+        reason: the user's words, the file's name, or the operation that is undone.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -36,6 +38,18 @@ class Edit(Record):
     proposals: tuple[Proposal, ...] = ()
     operations: tuple[MemoryOperation, ...] = ()
     reason: str = ""
+
+
+class Erasure(Record):
+    """One line of runs/<name>/erasures.jsonl: what was asked for. It holds no text of the entry."""
+
+    schema_version: int = SCHEMA_VERSION
+    entry_id: str
+    reason: str
+
+
+Line = TypeVar("Line", Edit, Erasure)
+ERASURES = "erasures.jsonl"
 
 
 def file_of(run_folder: Path, round_: int) -> Path:
@@ -58,33 +72,78 @@ def read(path: Path) -> list[Edit]:
         CorruptionError: malformed; names the line.
         SchemaError: written by a newer version.
     """
+    return _read(path, Edit)
+
+
+def forgotten(run_folder: Path) -> frozenset[str]:
+    """Ids of the entries that were erased in a run, all its lineages alike, by its folder runs/<name>.
+
+    Raises:
+        CorruptionError, SchemaError: as for `read`.
+    """
+    return frozenset(one.entry_id for one in _read(run_folder / ERASURES, Erasure))
+
+
+def _read(path: Path, of: type[Line]) -> list[Line]:
     if not path.exists():
         return []
     *lines, _torn = path.read_text(encoding="utf-8").split("\n")
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            edit = Edit.model_validate_json(line)
+            one = of.model_validate_json(line)
         except ValidationError as error:
             raise CorruptionError(
                 f"{path} line {number} is malformed: {error.errors()[0]['msg']}",
-                "an edit",
+                f"an {of.__name__.lower()}",
                 f"remove that line of {path}",
             ) from None
-        if edit.schema_version > SCHEMA_VERSION:
+        if one.schema_version > SCHEMA_VERSION:
             raise SchemaError(
-                f"{path} line {number} has schema {edit.schema_version}",
+                f"{path} line {number} has schema {one.schema_version}",
                 f"schema {SCHEMA_VERSION} or older",
                 "upgrade: pip install -U opd-evolver",
             )
-        found.append(edit)
+        found.append(one)
     return found
 
 
-def digest(path: Path) -> str | None:
+def digest(*paths: Path) -> str | None:
     """Names the waiting edits in step keys; None when there are none."""
-    found = read(path)
+    found = [edit for path in paths for edit in read(path)]
     return digest_of([canonical_json(edit) for edit in found]) if found else None
+
+
+def hand_on(files: Mapping[int, Path], run_folder: Path, kept: int, taken_back: int, memory: Path | None) -> None:
+    """Puts the edits of one lineage into the next round of another that is being opened; says what stays behind.
+
+    That is what entered a round that is taken back, and the undo of an operation that the memory does not have.
+
+    Args:
+        files: by round, those of the rounds behind the memory that the other lineage starts from.
+        run_folder: the other one's, runs/<lineage>.
+        kept: its last round that is finished; edits for rounds up to this one it finds where they are.
+        taken_back: the last round that it takes back.
+        memory: the snapshot that it starts from, an empty memory where there is none; None where it has all
+            operations that the edits can name.
+    """
+    known: set[str] = set()
+    if memory is not None and memory.is_dir():
+        known.update(one.operation_id for segment in segments_of(memory) for one in segment.operations)
+    along: list[Edit] = []
+    left: list[Edit] = []
+    for round_, path in files.items():
+        for edit in read(path):
+            fits = round_ > taken_back and (memory is None or not edit.operations or edit.reason in known)
+            if round_ <= kept or fits:
+                known.update(one.operation_id for one in edit.operations)
+            if round_ > kept:
+                (along if fits else left).append(edit)
+    if along:
+        durable.write_text(file_of(run_folder, kept + 1), "".join(canonical_json(edit) + "\n" for edit in along))
+    if left:
+        told = ", ".join(f"{edit.kind} {edit.reason}" for edit in left)
+        console.say(f"{run_folder.name} goes on from round {kept} without: {told}; ask again for what is missed")
 
 
 def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> int:
@@ -103,19 +162,21 @@ def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> i
     """
     if not edits:
         return 0
-    proposed = [entry_of(proposal, round_) for edit in edits for proposal in edit.proposals]
-    entries = confirmed(memory, proposed, round_)
+    proposed = [[entry_of(proposal, round_) for proposal in edit.proposals] for edit in edits]
+    entries = confirmed(memory, [entry for of_edit in proposed for entry in of_edit], round_)
     known = {entry.entry_id for entry in memory.get(sorted({entry.entry_id for entry in entries}))}
-    operations = tuple(operation for edit in edits for operation in edit.operations)
+    operations = _operations(edits, proposed, round_)
 
     def at(key: SegmentKey) -> LedgerSegment:
-        return LedgerSegment(
-            lineage=lineage,
-            round=key.round,
-            wave=key.wave,
-            part=key.part,
-            entries=entries,
-            operations=operations,
+        return memory.without_forgotten(
+            LedgerSegment(
+                lineage=lineage,
+                round=key.round,
+                wave=key.wave,
+                part=key.part,
+                entries=entries,
+                operations=operations,
+            )
         )
 
     heads = memory.ledger.segments()
@@ -123,4 +184,16 @@ def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> i
     if last and head_of(encode(at(last.key), 0, ""), Path(last.key.name)).content_digest == last.content_digest:
         return 0  # a begin step that was killed after its commit
     memory.commit(at(memory.ledger.next_operation_key(round_ - 1)))
-    return len({entry.entry_id for entry in entries} - known)
+    return len({entry.entry_id for entry in entries} - known - memory.forgotten)
+
+
+def _operations(edits: Sequence[Edit], proposed: Sequence[Sequence[Entry]], round_: int) -> tuple[MemoryOperation, ...]:
+    """All operations, as of `round_`: a segment's come behind its entries, so none retires what a later edit brings."""
+    found: list[MemoryOperation] = []
+    later: set[str] = set()
+    for edit, entries in zip(reversed(edits), reversed(proposed), strict=True):
+        for one in reversed(edit.operations):
+            retired = tuple(entry_id for entry_id in one.retired if entry_id not in later)
+            found.append(one.model_copy(update={"round": round_, "retired": retired}))
+        later.update(entry.entry_id for entry in entries)
+    return tuple(reversed(found))

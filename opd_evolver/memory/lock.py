@@ -1,4 +1,4 @@
-"""One committer per ledger. The lock names host, pid and start time; a dead owner's lock is taken over."""
+"""One committer per ledger. The lock names host, pid and birth; a dead owner's lock is taken over."""
 
 from __future__ import annotations
 
@@ -75,5 +75,7 @@ def _read(path: Path) -> dict[str, object] | None:
 def _is_alive(owner: dict[str, object]) -> bool:
     if owner.get("host") != socket.gethostname():
         return True
-    pid, started = owner.get("pid"), owner.get("started")
-    return isinstance(pid, int) and isinstance(started, (int, float)) and alive(pid, float(started))
+    pid, started, birth = (owner.get(key) for key in ("pid", "started", "birth"))
+    if not isinstance(pid, int) or not isinstance(started, (int, float)):
+        return False
+    return alive(pid, float(started), birth if isinstance(birth, str) else None)

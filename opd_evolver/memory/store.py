@@ -46,6 +46,8 @@ class Memory:
     def __init__(self, ledger: Ledger, index: LedgerIndex, params: MemoryParams | None = None) -> None:
         self.ledger, self.index = ledger, index
         self.params = params or MemoryParams()
+        # Ids that were erased where this memory may have no tombstone: it goes back to a round before them.
+        self.forgotten: frozenset[str] = frozenset()
         self._behind = False
 
     @classmethod
@@ -179,7 +181,7 @@ class Memory:
             self._behind = False
         ids = touched(segment)
         before = {entry.entry_id: entry for entry in self.index.get(ids)}
-        segment = _without_forgotten(segment, before)
+        segment = self.without_forgotten(segment, before)
         new = {entry.entry_id for entry in segment.entries}
         unknown = [entry_id for entry_id in ids if entry_id not in before and entry_id not in new]
         if unknown:
@@ -196,6 +198,25 @@ class Memory:
         self.index.mark_applied(head.key.name, head.digest)
         self._behind = False
         return tuple(after[entry_id] for entry_id in ids if entry_id in after)
+
+    def without_forgotten(self, segment: LedgerSegment, before: Mapping[str, Entry] | None = None) -> LedgerSegment:
+        """The segment as a commit writes it: of what was erased and is learnt again it says nothing.
+
+        Args:
+            segment: to be committed.
+            before: the entries that it touches, where they are known.
+        """
+        if before is None:
+            before = {entry.entry_id: entry for entry in self.get(touched(segment))}
+        known = {entry_id for entry_id, entry in before.items() if entry.status == "erased"}
+        erased = {entry.entry_id for entry in segment.entries} & (known | self.forgotten)
+        if not erased:
+            return segment
+        from opd_evolver.memory.erase import redact_row  # which opens memories itself
+
+        rows = tuple(row if erased.isdisjoint(row.created) else redact_row(row, erased) for row in segment.rows)
+        entries = tuple(tombstone(one) if one.entry_id in erased else one for one in segment.entries)
+        return segment.model_copy(update={"rows": rows, "entries": entries})
 
     def retire(self, ids: Sequence[str], by: str, round: int, lineage: str = "") -> MemoryOperation:
         """Takes entries out of search, keeping them with lineage.
@@ -233,15 +254,6 @@ class Memory:
             )
         )
         return operation
-
-
-def _without_forgotten(segment: LedgerSegment, before: Mapping[str, Entry]) -> LedgerSegment:
-    """What was erased is not written down again when an episode learns it again."""
-    erased = {entry_id for entry_id, entry in before.items() if entry.status == "erased"}
-    if erased.isdisjoint(one.entry_id for one in segment.entries):
-        return segment
-    kept = tuple(tombstone(one) if one.entry_id in erased else one for one in segment.entries)
-    return segment.model_copy(update={"entries": kept})
 
 
 def reindex(folder: Path, params: MemoryParams | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ from opd_evolver.environments import registry
 from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import commit_wave, counted, is_committed, memory_state, rejections
 from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
-from opd_evolver.fast.microbatch import Inputs, read_wave, run_microbatches
+from opd_evolver.fast.microbatch import run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
-from opd_evolver.lineage import RunPaths
+from opd_evolver.lineage import Run, RunPaths, read_identity
 from opd_evolver.memory import edits
 from opd_evolver.memory.snapshot import restore, write_snapshot
 from opd_evolver.memory.store import Memory
@@ -22,7 +23,7 @@ from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
 from opd_evolver.rollout.tools import SHOWN_ONLY
 from opd_evolver.step import Job, StepResult, result
-from opd_evolver.steps import resources
+from opd_evolver.steps import plan, resources
 from opd_evolver.steps.progress import report_job
 
 REJECTED = "rejected.txt"
@@ -30,16 +31,17 @@ REJECTED = "rejected.txt"
 
 
 def begin(job: Job, out: Path) -> StepResult:
-    """The round's live memory: the champion's snapshot, or empty, and the edits that wait for the round.
+    """The round's live memory: the champion's snapshot, or empty, and the edits by hand that it does not have yet.
 
     What a killed round committed is kept.
     """
     live = job.path("live")
     if not live.exists() and "start" in job.inputs:
         restore(job.path("start"), live, job.typed_params().memory, job.options.get("reembeds", ()))
-    with resources.live_memory(job, read_only=False) as memory:
+    run = Run(Path(job.root), read_identity(Path(job.root), job.lineage))
+    with _written(job) as memory:
         # Whatever waits by now, also what was added while the memory was being restored.
-        waiting = edits.read(edits.file_of(RunPaths(Path(job.root), job.lineage).run, job.round))
+        waiting = [edit for path in plan.edit_files(run, job.round) for edit in edits.read(path)]
         begun = any(key.round >= job.round for key in memory.ledger.segment_keys())
         n_added = 0 if begun else edits.apply(memory, waiting, job.round, job.lineage)
         return result(job, metrics={"n_entries": len(memory.entries()), "n_edits": len(waiting), "n_added": n_added})
@@ -50,6 +52,15 @@ def _wave(job: Job) -> Wave:
     n = params.fast.tasks_per_domain
     tasks = resources.tasks_of(params, "deploy-train", n, skip=(job.round - 1) * n)
     return plan_epoch(params, job.round, tasks)[int(job.options["wave"])]
+
+
+@contextmanager
+def _written(job: Job) -> Iterator[Memory]:
+    """The live memory for commits, which say nothing of what was erased in any lineage of the run."""
+    name = job.lineage.partition("~")[0]
+    with resources.live_memory(job, read_only=False) as memory:
+        memory.forgotten = edits.forgotten(RunPaths(Path(job.root), name).run)
+        yield memory
 
 
 @contextmanager
@@ -89,16 +100,19 @@ def barrier(job: Job, out: Path) -> StepResult:
     """Commit the wave in task order; maintain when it is due."""
     wave = _wave(job)
     told = out / REJECTED
-    with resources.live_memory(job, read_only=False) as memory, _runner(job, memory) as runner:
+    with _written(job) as memory, _runner(job, memory) as runner:
         metrics: dict[str, object] = {}
         if not is_committed(memory, wave):
             state = memory_state(memory, wave)
-            inputs = Inputs(runner.settings, runner.policy.version, state)
-            results = read_wave(wave, [_microbatches(job)], inputs)
+            # Those whose file was lost or torn since their shard ended are played here.
+            everything = range(len(wave.microbatches))
+            results = run_microbatches(wave, everything, runner, memory_state=state, folder=_microbatches(job))
             # Before the commit: a step that is killed behind it has nothing left to count.
             write_text(told, "".join(f"{line}\n" for line in rejections(results)))
             report = commit_wave(memory, wave, results, lineage=job.lineage)
             metrics = {"n_rollouts": report.n_rollouts, "mean_return": report.mean_return, "n_new": report.n_new}
+        if memory.forgotten:  # the files may tell what the commit did not
+            shutil.rmtree(_microbatches(job), ignore_errors=True)
         rejected = counted(told.read_text(encoding="utf-8").splitlines() if told.exists() else ())
         metrics["rejected"] = rejected
         if rejected:

@@ -19,20 +19,12 @@ from opd_evolver.memory.ledger import Ledger, fold_all
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, read_manifest
 from opd_evolver.memory.store import LEDGER_FOLDER, entry_of, reindex
-from opd_evolver.records import SCHEMA_VERSION, Entry, Record, canonical_json
+from opd_evolver.records import Entry, Record, canonical_json
 from opd_evolver.settings import load_settings
 from opd_evolver.steps.fast import REJECTED
 
 HOSTED = "hosted"
 """Below runs/<lineage>: what `opd memory copy --to STORE` made, a folder for each store."""
-
-
-class Erasure(Record):
-    """One line of runs/<name>/erasures.jsonl: what was asked for. It holds no text of the entry."""
-
-    schema_version: int = SCHEMA_VERSION
-    entry_id: str
-    reason: str
 
 
 class Forgotten(Record):
@@ -89,7 +81,8 @@ def _entries(run: Run) -> list[Entry]:
         ledger = Ledger(live / LEDGER_FOLDER, read_only=True)
         found += fold_all(ledger).values()
     for path in (run.paths.run / "edits").glob("round-*.jsonl"):
-        found += [entry_of(proposal, 0) for edit in edits.read(path) for proposal in edit.proposals]
+        round_ = int(path.stem.removeprefix("round-"))
+        found += [entry_of(proposal, round_) for edit in edits.read(path) for proposal in edit.proposals]
     return found
 
 
@@ -132,7 +125,8 @@ def forget(root: Path, name: str, entry_id: str, reason: str) -> Forgotten:
 def _forget(root: Path, name: str, runs: list[Run], entry_id: str, reason: str) -> Forgotten:
     states = find(runs, entry_id)
     whole = states[0].entry_id
-    durable.append_line(root / "runs" / name / "erasures.jsonl", canonical_json(Erasure(entry_id=whole, reason=reason)))
+    erasure = edits.Erasure(entry_id=whole, reason=reason)
+    durable.append_line(root / "runs" / name / edits.ERASURES, canonical_json(erasure))
     original = next((one for one in states if one.status != "erased"), None)
     same = {one.entry_id: None for run in runs if original for one in erase.saying_the_same(_entries(run), original)}
     # First: once the entry's text is gone, nobody knows which vector was its own.
@@ -247,6 +241,6 @@ def _working_files(run: Run) -> None:
             for name in ("examples.jsonl", "outcomes.jsonl"):
                 (round_ / "examples" / name).unlink(missing_ok=True)
         else:
-            # The snapshot step tells digests that its snapshot no longer has.
-            for name in ("snapshot", "examples"):
-                shutil.rmtree(round_ / name, ignore_errors=True)
+            # The snapshot step tells digests that its snapshot no longer has, a shard of files that are gone.
+            for step in (round_ / "snapshot", round_ / "examples", *round_.glob("wave-*/shard-*")):
+                shutil.rmtree(step, ignore_errors=True)

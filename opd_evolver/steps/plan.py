@@ -45,8 +45,7 @@ def base_policy(run: Run) -> tuple[str, str]:
 
 def champion(run: Run, round_: int) -> Champion:
     """The champion when `round_` begins: what the gate left after the round before."""
-    before = run.summary(round_ - 1) if round_ > 0 else None
-    held = int(before["champion"]) if before else 0
+    held = run.held(round_)
     if held == 0:
         path, digest = base_policy(run)
         return Champion(round=0, policy=path, policy_digest=digest, memory=None, memory_digest=EMPTY)
@@ -67,6 +66,11 @@ def champion(run: Run, round_: int) -> Champion:
 def current(run: Run) -> Champion:
     """What the next round would start from."""
     return champion(run, len(run.finished_rounds()) + 1)
+
+
+def edit_files(run: Run, round_: int) -> list[Path]:
+    """Where the edits lie that enter `round_`: its own, and those of the rounds before it that the gate refused."""
+    return list(run.edit_files(run.held(round_), round_).values())
 
 
 def next_unbegun(run: Run) -> int:
@@ -112,9 +116,9 @@ def _start(run: Run, round_: int) -> dict[str, Any]:
     if champ.memory is not None:
         inputs["start"] = champ.memory
     digests = {"policy": champ.policy_digest, "memory": champ.memory_digest}
-    waiting = edits.file_of(run.paths.run, round_)
-    if (edited := edits.digest(waiting)) is not None:
-        inputs["edits"], digests["edits"] = _relative(run, waiting), edited
+    waiting = edit_files(run, round_)
+    if (edited := edits.digest(*waiting)) is not None:
+        inputs["edits"], digests["edits"] = _relative(run, waiting[-1]), edited
     return {"inputs": inputs, "input_digests": digests}
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from opd_evolver import console, durable, lineage, versioning, writer
+from opd_evolver import console, lineage, versioning, writer
 from opd_evolver.errors import SetupError
-from opd_evolver.lineage import Run, RunPaths
+from opd_evolver.lineage import Run
 from opd_evolver.memory.embed import open_embedder
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.protocol import Embedder
@@ -78,8 +78,7 @@ def _reembed(root: Path, name: str, run: Run, to: str | None) -> Reembedded:
     params = run.params.model_copy(update={"memory": memory})
     info = _checked(run, folders, embedder, params, {*before, *run.reembeds})
     reason = f"memory.embedder: {run.params.memory.embedder!r} → {memory.embedder!r} ({embedder.identity})"
-    last = len(run.finished_rounds())
-    opened = lineage.branch(root, name, last, params, before, reason, fill=lambda paths: _edits(run, last, paths))
+    opened = lineage.branch(root, name, len(run.finished_rounds()), params, before, reason)
     return Reembedded(
         lineage=opened.lineage,
         round=info.round,
@@ -134,10 +133,3 @@ def _checked(run: Run, folders: list[Path], embedder: Embedder, params: Params, 
     finally:
         shutil.rmtree(view, ignore_errors=True)
     return info
-
-
-def _edits(run: Run, last: int, opened: RunPaths) -> None:
-    """Edits that wait for rounds after the last one wait in the lineage that is being opened, too."""
-    for path in sorted((run.paths.run / "edits").glob("round-*.jsonl")):
-        if int(path.stem.removeprefix("round-")) > last:
-            durable.write_bytes(opened.run / "edits" / path.name, path.read_bytes())

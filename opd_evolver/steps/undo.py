@@ -28,10 +28,9 @@ def operation(run: Run, operation_id: str, *, dry_run: bool = False) -> Undone:
     folder = snapshots.folder_of(run, held)
     verify(folder)
     segments = list(segments_of(folder))
-    _not_of_a_refused_round(run, operation_id, held, segments)
     entries = {entry.entry_id: entry for entry in read_entries(folder)}
-    path = edits.file_of(run.paths.run, round_)
-    for edit in edits.read(path):  # what waits already has been applied by then
+    files = run.edit_files(held, round_).values()
+    for edit in (one for path in files for one in edits.read(path)):  # what waits already has been applied by then
         segment = LedgerSegment(
             lineage=run.lineage,
             round=round_,
@@ -41,8 +40,10 @@ def operation(run: Run, operation_id: str, *, dry_run: bool = False) -> Undone:
         )
         segments.append(segment)
         entries.update(fold(entries, segment))
+    _not_of_a_refused_round(run, operation_id, held, segments)
     done = inverse(segments, entries, operation_id, round_)
     if not dry_run:
+        path = edits.file_of(run.paths.run, round_)
         edits.add(path, edits.Edit(kind="undo", operations=(done.inverse,), reason=done.of.operation_id))
     return done
 
