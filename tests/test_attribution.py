@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.memory.attribution import VARIANTS, attribute, sure
+from opd_evolver.memory import importer
+from opd_evolver.memory.attribution import VARIANTS, attribute, creators, sure
+from opd_evolver.memory.edits import Edit, apply
+from opd_evolver.memory.segment import LedgerSegment
+from opd_evolver.memory.store import Memory
 from opd_evolver.params import AttributionParams
 from opd_evolver.records import Attribution, Entry, LedgerRow
 from tests.attribution_cases import entry, ledgers, row
@@ -80,6 +86,10 @@ def test_recent_rounds_are_the_evidence_where_there_is_any() -> None:
     assert latest["m"] == attribute(rows[3:], entries, PARAMS)["m"]
     assert (latest["m"].value or 0) < 0 < (latest["n"].value or 0) and latest["n"] == every["n"]
     assert attribute(rows, entries, PARAMS.model_copy(update={"rounds": 2})) == every
+    # A refused round's ledger is put away: with its number missing, two rounds are two all the same.
+    after_refusal = [one.model_copy(update={"round": 3}) if one.round == 2 else one for one in rows]
+    assert attribute(after_refusal, entries, PARAMS.model_copy(update={"rounds": 2})) == every
+    assert attribute(after_refusal, entries, PARAMS.model_copy(update={"rounds": 1})) == latest
     assert attribute([], entries, PARAMS.model_copy(update={"rounds": 1}))["m"].value is None
 
 
@@ -175,8 +185,50 @@ def test_a_later_rewriter_is_evidence() -> None:
     assert found.n_withheld == 2
     # It does not become a creator where only recent rounds are evidence and the maker is not among them.
     later = [one.model_copy(update={"round": 3}) for one in (*rows, rewriter)]
-    recent = PARAMS.model_copy(update={"rounds": 2})
+    recent = PARAMS.model_copy(update={"rounds": 1})
     assert attribute([maker, *later], [entry("m", sources=("c", "d"))], recent)["m"] == found
+
+
+@pytest.mark.parametrize(("sources", "round_"), [(("import:run-17",), 1), ((), 2)])
+def test_who_writes_again_what_was_imported_is_evidence(sources: tuple[str, ...], round_: int) -> None:
+    """Nobody wrote it before. Without a source: of an earlier version; the entry is older than the round."""
+    rows = [
+        row("a", "g", 1, "m", "m", round=round_),
+        row("b", "g", 1, "m", "m", round=round_),
+        row("c", "g", 1, "m", round=round_),
+        row("d", "g", 0, "m", round=round_),
+    ]
+    expected = value_of(rows, entry("m", sources=sources))
+    assert expected.value == pytest.approx(0.8 * (1 - 1 / math.sqrt(3)) * 0.25)
+    again = [one.model_copy(update={"created": ("m",)}) if one.rollout_id == "c" else one for one in rows]
+    assert value_of(again, entry("m", sources=(*sources, "c"))) == expected
+    assert value_of(again, entry("m", sources=sources)) == expected
+
+
+def test_an_imported_tip_is_worth_the_same_when_a_rollout_writes_it_again(tmp_path: Path) -> None:
+    line = {"level": "tip", "domain": "d", "scope": "s", "content": {"trigger": "late", "text": "4"}}
+    (tmp_path / "file").write_text(json.dumps(line))
+    waiting = [Edit(kind="import", proposals=importer.read(tmp_path / "file").proposals)]
+    found = []
+    for again in (True, False):
+        with Memory.open(tmp_path / str(again)) as memory:
+            apply(memory, waiting, 1, "run")
+            [m] = memory.entries()
+            won = row("c", "g", 1, m.entry_id, created=(m.entry_id,) if again else ())
+            used = [row(name, "g", 1, m.entry_id, m.entry_id) for name in "ab"]
+            wrote = (m.model_copy(update={"source_episodes": ("c",)}),) if again else ()
+            rows = (*used, won, row("d", "g", 0, m.entry_id))
+            memory.commit(LedgerSegment(lineage="run", round=1, wave=1, rows=rows, entries=wrote))
+            found.append(value_of(memory.ledger.rows(), *memory.entries()))
+    assert found[0] == found[1] and found[0].value == pytest.approx(0.0845, abs=1e-4)
+
+
+def test_the_sources_that_a_merge_inherits_created_it() -> None:
+    """Also where one of the merged was imported."""
+    rows = [row("a", "g", 1, "m", "m", wave=3), row("b", "g", 0, "m", wave=3)]
+    merging = row("k", "maintain", 0, "x y", created=("m",), wave=2)
+    found = creators([*rows, row("c", "g", 1, "", wave=1), merging], [entry("m", sources=("c", "import:run-17"))])
+    assert found == {("c", "m")}
 
 
 def test_unknown_candidates_and_levels_are_errors() -> None:

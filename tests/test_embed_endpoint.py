@@ -160,7 +160,16 @@ def test_another_dimension_names_reembed(server: EmbeddingServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x/v1", "nonsense", "http://me:pass@host/v1", "http://h/v1?key=pass", "http://h:99999"]
+    "url",
+    [
+        "ftp://x/v1",
+        "nonsense",
+        "http://me:pass@host/v1",
+        "http://:pass@127.0.0.1:9/v1",
+        "http://h/v1?key=pass",
+        "http://h/v1#pass",
+        "http://h:99999",
+    ],
 )
 def test_a_wrong_address_is_not_repeated(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -16,10 +16,12 @@ from opd_evolver import cli, lineage, step
 from opd_evolver.memory import edits, importer
 from opd_evolver.memory.snapshot import read_entries
 from opd_evolver.memory.store import Memory
+from opd_evolver.params import Params, merge
 from opd_evolver.records import MemoryOperation, Proposal, TipContent, TrajectoryContent
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan
 
+PROJECT = Path(__file__).parents[1]
 TRAJECTORY = {
     "domain": "sql",
     "scope": "zora",
@@ -82,8 +84,16 @@ def test_a_chat_becomes_steps_with_what_was_seen_and_what_came_back(tmp_path: Pa
         ({**TRAJECTORY, "steps": [{"action": "a"}] * 65}, "steps has 65 items, at most 64"),
         ({**CHAT, "messages": [{"role": "assistant", "content": "a"}] * 66}, "steps has 66 items, at most 64"),
         ({**TRAJECTORY, "level": "dream"}, "level"),
-        ({**TIP, "content": {"trigger": "late"}}, "content"),
-        ({**TIP, "level": "skill"}, "skill"),
+        ({**TIP, "content": {"trigger": "late"}}, "content.tip.text: Field required"),
+        ({**TIP, "content": {"trigger": "late", "text": 4}}, "content.tip.text: Input should be a valid string"),
+        ({**TIP, "level": "tool", "content": {"name": "n", "code": "a"}}, "content.tool.language: Field required"),
+        ({**TIP, "level": "skill"}, "content.skill.description: Field required"),
+        ({**TIP, "domain": "sql\u202e"}, "control characters: domain holds U+202E"),
+        ({**TIP, "scope": "zora\x00"}, "control characters: scope holds U+0000"),
+        ({**TIP, "scope": "zora\nask for"}, "control characters: scope holds U+000A"),
+        ({**TIP, "scope": "x" * 900_000}, "too long: scope has 900000 characters, at most 200"),
+        ({**TRAJECTORY, "source": "run\x1b[2J"}, "control characters: source holds U+001B"),
+        ({**TRAJECTORY, "source": "x" * 201}, "too long: source has 201 characters"),
         ('{"a":' * 100_000, ""),
         ('{"task": "' + "x" * 1_000_001, "longer than"),
     ],
@@ -93,6 +103,14 @@ def test_a_wrong_line_is_listed_and_the_others_are_taken(tmp_path: Path, line: o
     assert len(found.proposals) == 2
     [rejected] = found.rejected
     assert rejected.line == 2 and reason.lower() in rejected.reason.lower() and rejected.reason
+
+
+def test_every_import_is_known_as_one_and_equal_content_as_the_same(tmp_path: Path) -> None:
+    other = {**TIP, "content": {"trigger": "late", "text": "5"}}
+    found = importer.read(written(tmp_path / "f", TIP, TIP, other))
+    sources = [source for one in found.proposals for source in one.source_episodes]
+    assert len(set(sources)) == 2 == len(sources) and found.repeated == 1
+    assert all(source.startswith(importer.IMPORTED) for source in sources)
 
 
 def test_defaults_serve_lines_that_name_none(tmp_path: Path) -> None:
@@ -179,6 +197,37 @@ def test_dry_run_changes_nothing(project: Path, tmp_path: Path, capsys: pytest.C
     assert cli.main(["memory", "import", str(file), "--dry-run", "--name", finished_run.NAME]) == 0
     assert "nothing was changed" in capsys.readouterr().out
     assert not (run_(project).paths.run / "edits").exists() or not list((run_(project).paths.run / "edits").iterdir())
+
+
+def test_what_the_run_could_never_use_is_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skill = {"level": "skill", "domain": "sql", "scope": "zora", "content": {"description": "close", "steps": ["a"]}}
+    file = str(written(tmp_path / "f.jsonl", TIP, {**TIP, "domain": "sqll"}, {**TIP, "domain": "shell"}, skill))
+    monkeypatch.chdir(tmp_path)
+    lineage.open_or_create(tmp_path, "narrow", merge(Params(), {"memory.levels": ["tip", "trajectory"]}, "test"))
+    for dry_run in ("--dry-run",), ():
+        assert cli.main(["memory", "import", file, *dry_run, "--name", "narrow", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        reasons = {one["line"]: one["reason"] for one in told["rejected"]}
+        assert told["by_level"] == {"tip": 1} and reasons.keys() == {2, 3, 4}
+        assert reasons[2] == "domain: sqll is not in environments.domains: did you mean `sql`?"
+        assert reasons[3].startswith("domain: shell is not in environments.domains")
+        assert reasons[4] == "level: skill is off"
+
+
+def test_the_parameters_of_the_project_serve_a_run_that_is_not_there_yet(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(written(tmp_path / "f.jsonl", TIP, {**TIP, "domain": "sqll"}))
+    monkeypatch.setenv("OPD_ARTIFACT_ROOT", str(project))
+    monkeypatch.chdir(tmp_path)
+    load_settings.cache_clear()
+    arguments = ["memory", "import", file, "--dry-run", "--name", "new", "--json"]
+    assert cli.main(arguments) == 0 and json.loads(capsys.readouterr().out)["accepted"] == 2
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    assert cli.main(arguments) == 0 and json.loads(capsys.readouterr().out)["accepted"] == 1
+    assert not (project / "runs" / "new").exists()
 
 
 def test_nothing_readable_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

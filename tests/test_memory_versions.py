@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,16 @@ from pathlib import Path
 
 import finished_run
 import pytest
-from memory_cases import in_children, tip
+from memory_cases import in_children, row, tip
 
-from opd_evolver import cli, lineage, versioning
+from opd_evolver import cli, lineage, processes, versioning
+from opd_evolver.fast.maintenance import GROUP
+from opd_evolver.memory import story, views
 from opd_evolver.memory.diff import changes, counts
+from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.snapshot import read_entries, read_rows, verify
+from opd_evolver.memory.store import Memory
+from opd_evolver.memory.stores import INDEX_FILE
 from opd_evolver.memory.tombstone import tombstone
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan
@@ -97,6 +103,21 @@ def test_why_tells_the_whole_story(project: Path, capsys: pytest.CaptureFixture[
     assert "round 1: V not kept" in capsys.readouterr().out
 
 
+def test_maintenance_that_listed_an_entry_is_no_rollout(tmp_path: Path) -> None:
+    entry = tip("late", "4")
+    shown = row("with", injected=[entry.entry_id])
+    without = shown.model_copy(update={"rollout_id": "without", "selected": (), "injected": ()})
+    listing = {"group": GROUP, "episode_return": 0.0, "success": False}
+    listed = [without.model_copy(update={**listing, "rollout_id": f"m{number}"}) for number in range(3)]
+    with Memory.open(tmp_path) as memory:
+        memory.commit(LedgerSegment(lineage="run", round=1, wave=0, entries=(entry,)))
+        memory.commit(LedgerSegment(lineage="run", round=1, wave=1, rows=(shown, without, *listed)))
+        told = story.tell(memory, entry, {})
+        assert "candidate 2 times, selected 1" in story.text_of(told)
+        assert "mean return with it 1.0, without 1.0" in story.text_of(told)
+        assert [(one["rollouts"], one["successes"]) for one in views.log(memory)] == [(0, 0), (2, 2)]
+
+
 def test_why_of_an_erased_entry_tells_no_text(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = read_entries(project / "versions" / NAME / "round-001" / "memory")[0]
     told(capsys, "erase", entry.entry_id, "--reason", "asked")
@@ -150,3 +171,17 @@ def test_gc_frees_what_nothing_needs(project: Path, capsys: pytest.CaptureFixtur
     assert {path: path.read_bytes() for path in (project / "versions").rglob("*") if path.is_file()} == before
     assert told(capsys, "diff", "0", "1")["changes"], "everything still works"
     assert plan.begin_job(lineage.open_run(project, NAME), 2).inputs["start"]
+
+
+def test_a_run_that_is_written_to_is_not_reindexed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = lineage.open_run(project, NAME)
+    other = {"schema_version": 1, "pid": os.getppid(), "started": processes.started(os.getppid())}
+    index = run.paths.live(1) / INDEX_FILE
+    (run.paths.run / "writer.json").write_text(json.dumps(other))
+    before = index.stat()
+    assert cli.main(["memory", "reindex", "--name", NAME]) == 2
+    assert f"is being written by process {os.getppid()}" in capsys.readouterr().err
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    (run.paths.run / "writer.json").unlink()
+    assert cli.main(["memory", "reindex", "--name", NAME]) == 0
+    assert not (run.paths.run / "writer.json").exists()

@@ -155,6 +155,27 @@ def test_no_server_is_one_line_with_its_mend(tmp_path: Path, monkeypatch: pytest
     load_settings.cache_clear()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:S3CRET@host",
+        "http://:S3CRET@host:8080",
+        "http://host?key=S3CRET",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:abc",
+        "https://:S3CRET@[::1",
+        "127.0.0.1:8080",
+    ],
+)
+def test_a_wrong_address_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPD_WEAVIATE_URL", url)
+    load_settings.cache_clear()
+    with pytest.raises(SetupError, match="OPD_WEAVIATE_URL is not valid") as error:
+        Memory.open(tmp_path / "live", MemoryParams(store="weaviate"))
+    assert "S3CRET" not in str(error.value)
+    load_settings.cache_clear()
+
+
 def test_a_wrong_key_is_said_at_once(tmp_path: Path, weaviate: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**weaviate.settings, "OPD_WEAVIATE_API_KEY": "wrong"}.items():
         monkeypatch.setenv(name, value)

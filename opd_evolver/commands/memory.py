@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from opd_evolver import lineage
+from opd_evolver import lineage, writer
 from opd_evolver.errors import SetupError
 from opd_evolver.memory import views
 from opd_evolver.memory.embed import check_made_by, open_embedder
@@ -105,16 +105,18 @@ def reindex(given: argparse.Namespace) -> int:
     """Rebuild the index of the newest live memory from its ledger; mends a corrupt or outdated index."""
     run = lineage.open_run(prepare.artifact_root(), given.name)
     live = run.paths.run / "live"
-    for view in live.glob("view-*"):
-        shutil.rmtree(view)
-    newest = max(live.glob("round-*/ledger"), default=None)
-    if newest is None:
-        tree: dict[str, Any] = {"lineage": run.lineage, "folder": None, "entries": 0}
-        return _print(tree, f"`{run.lineage}` has no live memory: the next round builds it from its snapshot", given)
-    _same_embedder(run)
-    n_entries = rebuild(newest.parent, run.params.memory)
-    with Memory.open(newest.parent, run.params.memory, read_only=True) as memory:
-        digest = memory.digest()
+    with writer.writing(run, {"action": "reindex"}, "stop it (Ctrl-C keeps finished rounds), then: opd memory reindex"):
+        for view in live.glob("view-*"):
+            shutil.rmtree(view)
+        newest = max(live.glob("round-*/ledger"), default=None)
+        if newest is None:
+            tree: dict[str, Any] = {"lineage": run.lineage, "folder": None, "entries": 0}
+            told = f"`{run.lineage}` has no live memory: the next round builds it from its snapshot"
+            return _print(tree, told, given)
+        _same_embedder(run)
+        n_entries = rebuild(newest.parent, run.params.memory)
+        with Memory.open(newest.parent, run.params.memory, read_only=True) as memory:
+            digest = memory.digest()
     tree = {"lineage": run.lineage, "folder": str(newest.parent), "entries": n_entries, "digest_entries": digest}
     return _print(tree, f"{n_entries} entries from the ledger of {newest.parent}, digest {digest[:12]}", given)
 

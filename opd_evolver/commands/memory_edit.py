@@ -10,6 +10,7 @@ from opd_evolver import console, lineage
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.memory import edits, importer
+from opd_evolver.params import Params, load
 from opd_evolver.steps import plan, prepare
 
 N_LISTED = 20
@@ -17,7 +18,14 @@ N_LISTED = 20
 
 def import_(given: argparse.Namespace) -> int:
     """Put a file's entries among the edits of the next round that has not begun; `--dry-run` only reads."""
-    found = importer.read(Path(given.file), domain=given.domain, scope=given.scope)
+    known = _params(given)
+    found = importer.read(
+        Path(given.file),
+        domain=given.domain,
+        scope=given.scope,
+        domains=known.environments.domains if known else None,
+        levels=known.memory.levels if known else None,
+    )
     if not found.proposals and not found.rejected:
         raise SetupError(f"{given.file} holds no line", "one JSON object a line", "docs/import.md has the format")
     round_ = None if given.dry_run else _wait(given, found)
@@ -33,6 +41,14 @@ def import_(given: argparse.Namespace) -> int:
     }
     console.result(tree, _told(found, given, round_), as_json=given.json)
     return 0 if found.proposals else 2
+
+
+def _params(given: argparse.Namespace) -> Params | None:
+    """Those of the run, or that it would be created with; None where a dry run has neither."""
+    root = prepare.artifact_root()
+    if lineage.exists(root, given.name):
+        return lineage.open_run(root, given.name).params
+    return load() if Path("params.yaml").exists() else None
 
 
 def _wait(given: argparse.Namespace, found: importer.Import) -> int | None:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from opd_evolver.console import say
 from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.memory.address import is_address
 from opd_evolver.memory.unit_vectors import embed_told, other_dimension, unit
 from opd_evolver.retries import may_pass, retry_after_s
 from opd_evolver.settings import Settings
@@ -53,8 +54,7 @@ def of_settings(model: str, settings: Settings) -> EndpointEmbedder:
         raise SetupError("memory.embedder: endpoint: names no model", "endpoint:MODEL", "name the model")
     if url is None:
         raise SetupError(f"memory.embedder is endpoint:{model} and no endpoint is named", "its address", mend)
-    if not _is_address(url):
-        # Never the address itself: people put keys into it.
+    if not is_address(url):
         raise SetupError("OPD_EMBEDDINGS_URL is not valid", "http(s)://host[:port]/v1, without user or key", mend)
     return EndpointEmbedder(
         model,
@@ -64,15 +64,6 @@ def of_settings(model: str, settings: Settings) -> EndpointEmbedder:
         timeout_s=settings.embeddings_timeout_s,
         patience_s=settings.embeddings_patience_s,
     )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # out of range raises
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.username or parts.query)
 
 
 class EndpointEmbedder:

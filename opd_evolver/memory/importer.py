@@ -7,7 +7,7 @@ its line and its reason, the rest is taken. Nothing in a file is executed or obe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,14 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.acceptance import fault
-from opd_evolver.records import (
-    Content,
-    Proposal,
-    Record,
-    SkillContent,
-    TipContent,
-    ToolContent,
-    TrajectoryContent,
-    TrajectoryStep,
-)
+from opd_evolver.params import nearest
+from opd_evolver.records import Content, Proposal, Record, TrajectoryContent, TrajectoryStep, canonical_json, digest_of
 
 MAX_LINE_BYTES = 1_000_000
-_LEVELS: TypeAdapter[SkillContent | TipContent | ToolContent] = TypeAdapter(SkillContent | TipContent | ToolContent)
+MAX_LABEL_CHARS = 200
+IMPORTED = "import:"
+"""Start of every import's source episode: no rollout wrote the entry first."""
+_CONTENT: TypeAdapter[Content] = TypeAdapter(Content)
 
 
 class Rejected(Record):
@@ -67,7 +62,7 @@ class ImportedTrajectory(Record):
     Attributes:
         episode_return: in [0, 1]; key `return` in the file.
         success: decides the outcome; when absent, success is a return of 1.
-        source: the trajectory's name where it came from.
+        source: the trajectory's name where it came from; without one a digest of the content stands for it.
     """
 
     level: Literal["trajectory"] = "trajectory"
@@ -137,6 +132,23 @@ def _why(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
+def _content(given: ImportedEntry) -> Content:
+    try:
+        return _CONTENT.validate_python({**given.content, "level": given.level})
+    except ValidationError as error:
+        raise ValueError(f"content.{_why(error)}") from None
+
+
+def _label_fault(given: ImportedTrajectory | ImportedEntry) -> str | None:
+    """Labels stand in prompts and listings: each is one line of letters that can be seen."""
+    for name, text in (("domain", given.domain), ("scope", given.scope), ("source", given.source)):
+        if len(text) > MAX_LABEL_CHARS:
+            return f"too long: {name} has {len(text)} characters, at most {MAX_LABEL_CHARS}"
+        if letter := next((letter for letter in text if not letter.isprintable()), None):
+            return f"control characters: {name} holds U+{ord(letter):04X}"
+    return None
+
+
 def _proposal(tree: Any, defaults: Mapping[str, str]) -> Proposal:
     """One line's proposal; ValueError says what is wrong with it."""
     if not isinstance(tree, dict):
@@ -150,15 +162,19 @@ def _proposal(tree: Any, defaults: Mapping[str, str]) -> Proposal:
             content = _trajectory(given)
         else:
             given = ImportedEntry.model_validate(tree)
-            content = _LEVELS.validate_python({**given.content, "level": given.level})
-            if given.level != content.level:
-                raise ValueError(f"content is no {given.level}")
+            content = _content(given)
     except ValidationError as error:
         raise ValueError(_why(error)) from None
-    if found := fault(content):
+    if found := _label_fault(given) or fault(content):
         raise ValueError(found)
-    sources = (f"import:{given.source}",) if given.source else ()
-    return Proposal(domain=given.domain, scope=given.scope, content=content, source_episodes=sources)
+    source = IMPORTED + (given.source or digest_of([canonical_json(content)])[:12])
+    return Proposal(domain=given.domain, scope=given.scope, content=content, source_episodes=(source,))
+
+
+def _unwanted(found: Proposal, domains: Collection[str] | None, levels: Collection[str] | None) -> str | None:
+    if domains is not None and found.domain not in domains:
+        return f"domain: {found.domain} is not in environments.domains: {nearest(found.domain, domains)}"
+    return f"level: {found.content.level} is off" if levels is not None and found.content.level not in levels else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -177,13 +193,22 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise SetupError(f"cannot read {path}: {error.strerror}", "a file of JSON lines", f"ls -l {path}") from None
 
 
-def read(path: Path, *, domain: str | None = None, scope: str | None = None) -> Import:
+def read(
+    path: Path,
+    *,
+    domain: str | None = None,
+    scope: str | None = None,
+    domains: Collection[str] | None = None,
+    levels: Collection[str] | None = None,
+) -> Import:
     """Reads a file of trajectories.
 
     Args:
         path: one JSON object a line, UTF-8; empty lines are skipped.
         domain: for lines that name none.
         scope: for lines that name none.
+        domains: those of the run; what is of another could never be found. None takes all.
+        levels: those that the run may write; None takes all.
 
     Raises:
         SetupError: the file cannot be read. Wrong lines raise nothing: they are in `rejected`.
@@ -200,6 +225,8 @@ def read(path: Path, *, domain: str | None = None, scope: str | None = None) -> 
             continue
         try:
             proposal = _proposal(json.loads(raw), defaults)
+            if reason := _unwanted(proposal, domains, levels):
+                raise ValueError(reason)
         except (ValueError, RecursionError) as error:
             rejected.append(Rejected(line=number, reason=" ".join(str(error).split())[:200]))
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import render
 from opd_evolver.memory.store import Memory
 from opd_evolver.records import Attribution, Entry, LedgerRow, MemoryOperation
@@ -62,7 +63,8 @@ def _sources(rows: Sequence[LedgerRow], entry: Entry) -> list[Plain]:
 
 
 def _evidence(rows: Sequence[LedgerRow], entry_id: str) -> Plain:
-    shown = [row for row in rows if any(one.entry_id == entry_id for one in row.candidates)]
+    played = (row for row in rows if row.group != MAINTAIN)
+    shown = [row for row in played if any(one.entry_id == entry_id for one in row.candidates)]
     used = [row for row in shown if entry_id in row.injected]
     left = [row for row in shown if entry_id not in row.injected]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opd_evolver.errors import SetupError
+from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import render
 from opd_evolver.memory.store import Memory
 from opd_evolver.records import LEVELS, Entry, Level
@@ -26,7 +27,7 @@ def log(memory: Memory) -> list[Plain]:
                 "wave": segment.wave,
                 "part": segment.part,
                 "lineage": segment.lineage,
-                "rollouts": len(segment.rows),
+                "rollouts": sum(row.group != MAINTAIN for row in segment.rows),
                 "successes": sum(row.success for row in segment.rows),
                 "written": len(new),
                 "seen_again": len(ids) - len(new),

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.memory.address import is_address
 from opd_evolver.records import Record
 from opd_evolver.settings import load_settings
 
@@ -57,12 +58,11 @@ def address() -> Address:
     """
     settings = load_settings()
     if settings.weaviate_url is not None:
-        parts = urlsplit(settings.weaviate_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_address(settings.weaviate_url):
             raise SetupError(
-                f"OPD_WEAVIATE_URL={settings.weaviate_url}",
-                "http(s)://host:port",
-                "set OPD_WEAVIATE_URL to such a value",
+                "OPD_WEAVIATE_URL is not valid",
+                "http(s)://host:port, without user or key",
+                "set OPD_WEAVIATE_URL to such a value (and OPD_WEAVIATE_API_KEY)",
             )
         return Address(
             url=settings.weaviate_url, grpc_port=settings.weaviate_grpc_port, api_key=settings.weaviate_api_key

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opd_evolver.errors import CorruptionError
+from opd_evolver.memory.importer import IMPORTED
 from opd_evolver.records import Entry, LedgerRow
 
 MEND = "opd memory rollback to a snapshot that verifies"
@@ -46,7 +47,8 @@ def creators(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> set[tuple[s
 
     They are those that wrote it (`LedgerRow.created`, or `Entry.source_episodes`, which a merge inherits)
     in the first wave in which anyone did. A later rollout that writes again what the memory holds already
-    is no creator: leaving it out would drop just the lucky ones among O- and inflate V.
+    is no creator: leaving it out would drop just the lucky ones among O- and inflate V. Nor is one that was shown
+    what an import had brought, which no rollout wrote before it.
     """
     sources = {(episode, entry.entry_id) for entry in entries for episode in entry.source_episodes}
     by_episode: dict[str, set[str]] = {}
@@ -61,11 +63,21 @@ def creators(rows: Sequence[LedgerRow], entries: Sequence[Entry]) -> set[tuple[s
     for row, written in wrote:
         for entry_id in written:
             first[entry_id] = min(first.get(entry_id, (row.round, row.wave)), (row.round, row.wave))
+    # Earlier versions marked only imports with a source: of the others the round tells, unless it was their own.
+    since = {
+        entry.entry_id: -1 if any(one.startswith(IMPORTED) for one in entry.source_episodes) else entry.created_round
+        for entry in entries
+    }
+
+    def repeated(row: LedgerRow, entry_id: str) -> bool:
+        older = since.get(entry_id, row.round) < row.round
+        return older and any(one.entry_id == entry_id for one in row.candidates)
+
     return {
         (row.rollout_id, entry_id)
         for row, written in wrote
         for entry_id in written
-        if (row.round, row.wave) == first[entry_id]
+        if (row.round, row.wave) == first[entry_id] and not repeated(row, entry_id)
     }
 
 
