@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -38,26 +41,32 @@ def coevolve(
         resume: take the existing run to its end with the parameters it was begun with.
     """
     root = prepare.artifact_root()
-    try:
-        if resume:
-            run = lineage.open_run(root, name)
-        else:
-            run = prepare.open_for_work(root, name, preset=preset, overrides=overrides or {}, fork=fork)
-        if run.is_complete():
-            print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
-            publish.versions(run)
-            return run.lineage
-        with writer.writing(run, {"flow_run_id": flow_run.id}):
+    if resume:
+        run = lineage.open_run(root, name)
+    else:
+        run = prepare.open_for_work(root, name, preset=preset, overrides=overrides or {}, fork=fork)
+    if run.is_complete():
+        print(f"run `{run.lineage}`: all {run.params.rounds} rounds are finished; nothing to do")
+    else:
+        with writer.writing(run, {"flow_run_id": flow_run.id}), _recorded(root, name):
             progress.clear_error(run)
             prepare.base(run)
             prepare.hosted(run)
             with under_way():
                 _evolve(run)
+    with _recorded(root, name):
         publish.versions(run)
+    return run.lineage
+
+
+@contextmanager
+def _recorded(root: Path, name: str) -> Iterator[None]:
+    """Keep what stops the run. What keeps a process from beginning is no word about it: another one may be at work."""
+    try:
+        yield
     except OpdError as error:
         progress.record_error(root, name, error)
         raise
-    return run.lineage
 
 
 def _evolve(run: lineage.Run) -> None:

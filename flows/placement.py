@@ -17,8 +17,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from opd_evolver import processes, step
-from opd_evolver.durable import write_text
-from opd_evolver.errors import OpdError, OutageError, left_by
+from opd_evolver.durable import explained, write_text
+from opd_evolver.errors import OpdError, OutageError, left_by, pass_on
 from opd_evolver.records import canonical_json
 
 
@@ -63,27 +63,38 @@ def run_pool(job: step.Job) -> step.StepResult:
 
 
 def run_subprocess(job: step.Job) -> step.StepResult:
-    """A child process that dies with this one; its one-line error comes back as the error it was."""
+    """A child process that dies with this one; its one-line error comes back as the error it was.
+
+    What it says on stderr is passed on, and kept beside its folder.
+    """
     if (done := step.finished(job)) is not None:
         return done
-    path = job.out_path().with_suffix(".job.json")
+    path, log = job.out_path().with_suffix(".job.json"), job.out_path().with_suffix(".err")
     write_text(path, canonical_json(job))
-    child = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "opd_evolver.step", str(path), str(os.getpid())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+        encoding="utf-8",
+        errors="replace",
+    ) as child:
+        assert child.stderr is not None
+        said = ""
+        try:
+            with explained(log), log.open("a", encoding="utf-8") as kept:
+                for line in child.stderr:
+                    said += line
+                    kept.write(line)
+                    kept.flush()
+                    pass_on(line)
+        except BaseException:
+            child.kill()
+            raise
     if child.returncode == 0 and (done := step.finished(job)) is not None:
         return done
-    raise _error_of(child.stderr, child.returncode, job)
-
-
-def _error_of(stderr: str, returncode: int, job: step.Job) -> OpdError:
-    why = f"signal {-returncode}" if returncode < 0 else f"exit {returncode}"
+    why = f"signal {-child.returncode}" if child.returncode < 0 else f"exit {child.returncode}"
     seen = f"step {job.step} of round {job.round} ended with {why}"
-    return left_by(stderr, seen, f"opd resume {job.lineage.partition('~')[0]}")
+    raise left_by(said, seen, f"opd resume {job.lineage.partition('~')[0]}", log)
 
 
 def run_deployment(job: step.Job) -> step.StepResult:

@@ -2,12 +2,15 @@
 
 Exit codes of the `opd` command (documented in the README):
 0 done · 1 failed · 2 set-up or input error · 3 outage (environment, endpoint, store) · 4 gate refused for good ·
-130 Ctrl-C
+130 Ctrl-C or SIGTERM
 """
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
 
 
 class OpdError(Exception):
@@ -63,6 +66,10 @@ class GateRefusal(OpdError):
 KINDS: tuple[type[OpdError], ...] = (OpdError, SetupError, SchemaError, CorruptionError, OutageError, GateRefusal)
 
 
+TOLD = '{"error"'
+_NAMED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)(: |$)")
+
+
 def told(error: OpdError) -> str:
     """An error as one line, for the process that waits for this one."""
     tree = {"error": type(error).__name__, "seen": error.seen, "expected": error.expected, "mend": error.mend}
@@ -71,20 +78,35 @@ def told(error: OpdError) -> str:
 
 def retold(line: str) -> OpdError | None:
     """The error that `told` wrote, or None where the line is none."""
-    if not line.startswith('{"error"'):
+    if not line.startswith(TOLD):
         return None
     tree = json.loads(line)
     kind = next((one for one in KINDS if one.__name__ == tree["error"]), OpdError)
     return kind(tree["seen"], tree["expected"], tree["mend"])
 
 
-def left_by(stderr: str, seen: str, mend: str) -> OpdError:
-    """The error of a process that failed: the one that its last line tells, else that it ended, with that line.
+def pass_on(line: str) -> None:
+    """A line of another process's stderr on that of this one, but for the error it tells, which is raised here."""
+    if not line.startswith(TOLD):
+        sys.stderr.write(line)  # inside a flow `print` is Prefect's
+        sys.stderr.flush()
+
+
+def left_by(stderr: str, seen: str, mend: str, log: Path) -> OpdError:
+    """The error of a process that failed: the one that its last line tells, else how it ended and what it said of it.
+
+    That is the last line that names an error, as a traceback does: hints may follow. Without one it is the last line.
 
     Args:
         stderr: all it said.
         seen: which process, and how it ended.
         mend: of an end that told no error.
+        log: where what it said is kept.
     """
-    last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
-    return retold(last) or OpdError(f"{seen}: {last}" if last else seen, "exit 0", mend)
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if not lines:
+        return OpdError(seen, "exit 0", mend)
+    if (error := retold(lines[-1])) is not None:
+        return error
+    last = next((line for line in reversed(lines) if _NAMED.match(line)), lines[-1])
+    return OpdError(f"{seen}: {last}; see {log}", "exit 0", mend)

@@ -6,7 +6,7 @@ Loads with stdlib, numpy, pydantic and yaml only, so that a check of a parameter
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ def load_preset(name: str) -> Params:
 
 
 def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
-    """Overrides by dotted key, e.g. {"fast.wave_tasks": 1}.
+    """Overrides by dotted key, e.g. {"fast.wave_tasks": 1}; a section, e.g. {"fast": {"wave_tasks": 1}}, stands for
+    the keys it names.
 
     Raises:
         SetupError: unknown or wrong key; or `preset`, which names where the values came from and changes none.
@@ -201,7 +202,7 @@ def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
         raise SetupError(f"`preset` in {source}", "a key whose value decides something", "use --preset NAME")
     tree = params.model_dump(mode="json")
     known = flat(tree)
-    for key, value in overrides.items():
+    for key, value in _dotted(params, overrides):
         node = tree
         *parents, leaf = key.split(".")
         for part in parents:
@@ -213,6 +214,17 @@ def merge(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
             raise SetupError(f"unknown parameter `{key}` in {source}", "a key of params.yaml", nearest(key, known))
         node[leaf] = value
     return validate(tree, source)
+
+
+def _dotted(section: Section, overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in overrides.items():
+        inside: Any = section
+        for part in str(key).split("."):
+            inside = getattr(inside, part, None)
+        if isinstance(inside, Section) and isinstance(value, Mapping):
+            yield from _dotted(inside, value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import Field
 
-from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.errors import SetupError
 from opd_evolver.records import Record
+from opd_evolver.tracking_errors import ours, without_userinfo
 
 EXPERIMENT = "opd-evolver"
 CHAMPION = "champion"
@@ -73,6 +74,7 @@ class Tracker:
 
     def __init__(self, uri: str, artifacts: Path) -> None:
         self.uri, self.artifacts = uri, artifacts
+        self.place = without_userinfo(uri)
 
     @cached_property
     def _client(self) -> Any:
@@ -92,6 +94,7 @@ class Tracker:
 
         Raises:
             OutageError: the tracking address does not answer; the round itself is safe on disk.
+            SetupError: it refuses, or the experiment was deleted; the round is as safe.
         """
         with self._explained():
             parent = self._parent(record)
@@ -130,13 +133,19 @@ class Tracker:
                 return None
             info = found[0].info
             place = f"#/experiments/{info.experiment_id}/runs/{info.run_id}"
-            return f"{self.uri.rstrip('/')}/{place}" if self.uri.startswith("http") else f"{self.uri} {place}"
+            return f"{self.place.rstrip('/')}/{place}" if self.uri.startswith("http") else f"{self.place} {place}"
 
     # ── runs ─────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise SetupError(
+                f"the experiment {EXPERIMENT} of MLflow at {self.place} is deleted",
+                "one that takes runs",
+                f"MLFLOW_TRACKING_URI={self.place} mlflow experiments restore --experiment-id {found.experiment_id}",
+            )
         if found is not None:
             return str(found.experiment_id)
         # A server decides for itself where artifacts go.
@@ -274,23 +283,13 @@ class Tracker:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """MLflow's many errors as ours: an address that does not answer is an outage, the rest is set-up."""
         try:
             yield
         except Exception as error:
-            kind = type(error).__module__.split(".")[0]
-            if kind in ("requests", "urllib3") or (kind == "mlflow" and "failed with exception" in str(error)):
-                raise OutageError(
-                    f"MLflow at {self.uri} does not answer",
-                    "a tracking server",
-                    "start it (opd up), or unset OPD_MLFLOW_TRACKING_URI to use the local file",
-                ) from error
-            if kind in ("mlflow", "sqlalchemy", "alembic", "sqlite3"):
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise SetupError(
-                    f"MLflow at {self.uri}: {first}", "a database of this MLflow version", "move that file away"
-                ) from error
-            raise
+            if (found := ours(error, self.place)) is None:
+                raise
+            # An address with a password stands in MLflow's own words, too, which a traceback would print.
+            raise found from (error if self.place == self.uri else None)
 
 
 def open_tracker(root: Path, uri: str | None = None) -> Tracker:

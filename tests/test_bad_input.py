@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Opd
+from conftest import Opd, Said
 from finished_run import params_of
 from one_line import contents, one_line
 
+from flows.__main__ import main as flows
+from flows.coevolve import coevolve
 from opd_evolver import lineage
+from opd_evolver.errors import SetupError
 from opd_evolver.memory.segment import encode_lines, split_lines
 from opd_evolver.memory.store import Memory
 from opd_evolver.memory.stores import INDEX_FILE
@@ -122,6 +125,32 @@ def test_damaged_checkpoints(
 
 def params_of_project(project: Path) -> str:
     return str(lineage.open_run(project, "done").params.policy.path)
+
+
+def test_a_run_goes_on_with_no_other_base_policy(project: Path, opd: Opd, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained anew in its place; rounds that are added and a finished run that is asked for again are refused alike."""
+    told, own = project / "runs/done/base.json", project.parent / "base"
+    tree = json.loads(told.read_text())
+    shutil.copytree(tree["policy"], own)
+    told.write_text(json.dumps({**tree, "policy": str(own)}))
+    weights = own / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    before = contents(project)
+    words = (f"the base policy in {own} is another one than `done` began with", "restore it", "--name")
+    for more in ([], ["--set", "rounds=2"]):
+        one_line(opd("run", "--local", "--name", "done", *more), *words)
+    code = flows(["coevolve", "--name", "done"])
+    said = capsys.readouterr()
+    one_line(Said(code, said.out, said.err), *words)
+    with pytest.raises(SetupError, match="is another one than `done` began with"):
+        coevolve.fn("done", overrides={"rounds": 2})
+    assert contents(project) == before
+    longer = lineage.open_run(project, "done").params.model_copy(update={"rounds": 2})
+    lineage.open_or_create(project, "done", longer)
+    one_line(opd("resume", "done", "--local"), *words)
+    weights.write_bytes(whole)
+    assert opd("resume", "done", "--local").code == 1, "the stand-in for the flow plays no round"
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────

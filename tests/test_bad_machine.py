@@ -162,6 +162,40 @@ def test_ctrl_c_names_the_command_that_goes_on(intact: Path, number: signal.Sign
     assert "Traceback" not in err and "finished rounds are kept" in err and "opd resume new" in err
 
 
+WITH_A_STACK = """
+import pathlib, time
+from opd_evolver import cli, stack
+from opd_evolver.steps import dispatch
+
+
+def run(*_):
+    pathlib.Path("here").touch()
+    time.sleep(600)
+
+
+stack.up = lambda *_, **__: {}
+stack.down = lambda: pathlib.Path("stopped").touch()
+dispatch.through_worker = run
+raise SystemExit(cli.main(["run", "--up", "--name", "new"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_interrupts_a_run_with_a_stack_of_its_own_ends_it_alike(intact: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_A_STACK],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(intact / "here", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and (intact / "stopped").exists()
+    assert "Traceback" not in err and "opd resume new" in err
+
+
 def test_a_flow_that_breaks_says_its_last_words(intact: Path) -> None:
     stand_in_flow(intact, "raise OSError(28, 'No space left on device')")
     process = beginning(intact, "new")

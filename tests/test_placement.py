@@ -18,7 +18,7 @@ import pytest
 from flows import placement
 from opd_evolver import lineage, step
 from opd_evolver.benchmark import measure
-from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.records import canonical_json
 from opd_evolver.steps import benchmark as steps_benchmark
 from opd_evolver.steps import plan, resources
@@ -124,6 +124,47 @@ def test_the_pool_ends_with_the_process_that_waits_for_it() -> None:
     assert workers
     _, left = psutil.wait_procs(workers, timeout=60)
     assert not left, "a process of the pool outlived the run"
+
+
+STAND_IN = """
+import sys, types
+
+
+def gate(job, out):
+    print("round 1: gate warns: far", file=sys.stderr)
+    if job.options:
+        raise RuntimeError("CUDA error: device-side assert\\nCompile with TORCH_USE_CUDA_DSA")
+    from opd_evolver.step import result
+    return result(job)
+
+
+module = sys.modules["opd_evolver.steps.benchmark"] = types.ModuleType("benchmark")
+module.gate = gate
+"""
+
+
+def test_what_a_step_of_its_own_process_says_is_passed_on_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it ends well, and where it breaks: an error of two lines, of which the second is a hint."""
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{driver.PROJECT}")
+    job = step.Job(step="gate", lineage="m", round=1, root=str(tmp_path), out="steps/gate", params={})
+    assert placement.run_subprocess(job).key == job.key()
+    assert capsys.readouterr().err == "round 1: gate warns: far\n"
+    log = tmp_path / "steps" / "gate.err"
+    with pytest.raises(OpdError) as caught:
+        placement.run_subprocess(job.model_copy(update={"options": {"breaks": True}}))
+    assert caught.value.seen == (
+        f"step gate of round 1 ended with exit 1: RuntimeError: CUDA error: device-side assert; see {log}"
+    )
+    assert caught.value.mend == "opd resume m"
+    kept, said = log.read_text(), capsys.readouterr().err
+    assert kept.count("gate warns") == 2 and kept.count("Traceback") == 1 and said in kept
+    assert "TORCH_USE_CUDA_DSA" in said and said.startswith("round 1: gate warns: far\n")
+    with pytest.raises(SetupError, match="unknown step `gaet`"):
+        placement.run_subprocess(job.model_copy(update={"step": "gaet"}))
+    assert capsys.readouterr().err == "", "an error that is raised here is not said, too"
 
 
 def test_streaming_runs_beside_the_default_waves(children: driver.Children, inline: Inline, tmp_path: Path) -> None:

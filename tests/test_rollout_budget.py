@@ -178,4 +178,7 @@ def test_a_run_whose_processes_have_no_gpu_each_is_not_begun(monkeypatch: pytest
         prepare.check_devices(merge(wanted, {name: value}, "test"), "cuda")
     prepare.check_devices(wanted, "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    prepare.check_devices(wanted, "cuda:1")
+    prepare.check_devices(wanted, "cuda")
+    with pytest.raises(SetupError, match=r"slow.processes = 2 with OPD_DEVICE=cuda:1.*CUDA_VISIBLE_DEVICES"):
+        prepare.check_devices(wanted, "cuda:1")  # of which both would know nothing
+    prepare.check_devices(merge(wanted, {"slow.processes": 1}, "test"), "cuda:1")

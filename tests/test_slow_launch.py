@@ -14,7 +14,7 @@ import pytest
 from slow_toys import N, World, slow
 
 from opd_evolver.errors import OpdError, SetupError
-from opd_evolver.slow import launch
+from opd_evolver.slow import launch, train
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -91,3 +91,59 @@ def test_a_lost_process_is_said_and_the_others_end(world: World, monkeypatch: py
 def test_one_process_is_this_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_ranks", lambda *arguments: pytest.fail("a process was started"))
     world.train("alone", slow(slow__steps=1))
+
+
+STAND_IN = """
+import sys, types
+
+
+def distil(what, on_progress):
+    print("a warning", file=sys.stderr)
+    print("grid: 12 rooms loaded", flush=True)
+    if on_progress is not None:
+        on_progress(1, 6)
+    raise RuntimeError("CUDA error: device-side assert\\nCompile with TORCH_USE_CUDA_DSA")
+
+
+module = sys.modules["opd_evolver.slow.train"] = types.ModuleType("train")
+module.DistilReport, module.OnProgress, module.distil = object, object, distil
+module.Distillation = types.SimpleNamespace(model_validate=lambda tree: None)
+"""
+
+
+def asked_of(folder: Path, device: str = "cpu", **params: int) -> train.Distillation:
+    names = ("policy_path", "base_path", "examples_folder", "target", "work")
+    paths = {name: folder / name for name in names}
+    return train.Distillation(**paths, params=slow(**params), round=1, device=device)
+
+
+def test_what_a_process_says_is_passed_on_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(OpdError, match=r"ended with 1: RuntimeError: CUDA error: device-side assert; see ") as caught:
+        launch.distil(asked_of(tmp_path, slow__processes=2), lambda done, total: seen.append((done, total)))
+    log = Path(caught.value.seen.rpartition("see ")[2])
+    assert log.parent == tmp_path / "work" and "Traceback" in log.read_text()
+    said = capsys.readouterr().err
+    assert "a warning\n" in said and "grid: 12 rooms loaded\n" in said
+    assert set(seen) <= {(1, 6)}  # the other process may have failed first
+
+
+class Opened(Exception):
+    """With the device it was to be on."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_one_process_trains_on_the_device_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    def load(path: Path, *, device: str, **_: object) -> None:
+        raise Opened(device)
+
+    monkeypatch.setattr(train.LocalPolicy, "load", load)
+    with pytest.raises(Opened) as opened:
+        launch.distil(asked_of(tmp_path, device))
+    assert opened.value.args == (device,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_a_run_that_is_terminated_stops_its_stack(folder: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "up\n"
         child.terminate()
-        assert child.stdout.readline() == "stopped\n" and child.wait(20) == 143
+        assert child.stdout.readline() == "stopped\n" and child.wait(20) == -signal.SIGINT
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"mark": 1}', "\x00"])
@@ -232,6 +233,20 @@ def test_a_step_of_a_deployment_ends_without_whoever_waits_for_it(folder: Path) 
     assert step_of(folder, waiting) == (processes.KILLED, "")
     assert "unknown step" in step_of(folder, {**waiting, "place": "another machine"})[1]
     assert not (folder / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="start times move with the clock on Linux")
+def test_a_step_goes_on_when_the_clock_is_set() -> None:
+    """First before it begins, then under way."""
+    code = (
+        "import psutil, time\nfrom opd_evolver import processes\n"
+        f"waiting, boot = {processes.waiting()!r}, psutil.boot_time()\n"
+        "psutil._pslinux.boot_time = lambda: boot + step\n"
+        "processes.POLL_S, step = 0.01, 2\nprocesses.end_without(waiting)\n"
+        "step = 3600\ntime.sleep(0.5)\nprint('goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
 
 
 def test_a_step_is_told_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mlflow.exceptions import MlflowException
 
-from opd_evolver.errors import OutageError, SetupError
+from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.tracking import EXPERIMENT, RoundRecord, Tracker, open_tracker
+from opd_evolver.tracking_errors import ours
 
 
 def record(round_: int, **changes: object) -> RoundRecord:
@@ -100,8 +106,60 @@ def test_a_server_that_does_not_answer_is_an_outage(tmp_path: Path, monkeypatch:
 
 def test_a_foreign_database_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says " * 30)
-    with pytest.raises(SetupError, match=r"mlflow\.db"):
+    with pytest.raises(SetupError, match=r"mlflow\.db.*move that file away"):
         open_tracker(tmp_path).log_round(record(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ("API request to http://b:s3cret@h/api failed with timeout exception read", OutageError, "does not answer"),
+        ("API request to endpoint /api failed with error code 503 != 200. Response body: ''", OutageError, "answer"),
+        ("(sqlite3.OperationalError) database is locked", OutageError, "another process has locked it"),
+        ("Detected out-of-date database schema (found version a)", SetupError, "move that file away"),
+        ("Model of postgresql://b:s3cret@h/db has no such version", SetupError, "postgresql://h/db"),
+    ],
+)
+def test_what_an_error_of_mlflow_means(said: str, kind: type[OpdError], words: str) -> None:
+    found = ours(MlflowException(said), "there")
+    assert type(found) is kind and words in str(found) and "s3cret" not in str(found)
+    assert ("move that file away" in str(found)) is ("schema" in said)
+    assert ours(ValueError(said), "there") is None
+
+
+PASSWORD = "s3cret"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that knows nobody."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_no_message_tells_the_password_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for port, kind, mend in (
+            (server.server_port, SetupError, "MLFLOW_TRACKING_USERNAME"),
+            (9, OutageError, "opd up"),
+        ):
+            with pytest.raises(kind, match=f"MLflow at http://127.0.0.1:{port}.*{mend}") as caught:
+                Tracker(f"http://bob:{PASSWORD}@127.0.0.1:{port}", tmp_path).log_round(record(1))
+            assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+        server.shutdown()
+    opened = Tracker(f"http://bob:{PASSWORD}@there:5000/", tmp_path)
+    info = SimpleNamespace(experiment_id="1", run_id="r")
+    monkeypatch.setattr(opened, "_search", lambda query: [SimpleNamespace(info=info)])
+    assert opened.location("default") == "http://there:5000/#/experiments/1/runs/r"
 
 
 def test_the_alias_goes_back_and_away(tracker: Tracker) -> None:

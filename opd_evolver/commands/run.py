@@ -99,8 +99,7 @@ def _dispatch(prepared: Run, given: argparse.Namespace, watch: Watch) -> None:
         watch.say("no Prefect server is configured here: running without one (`opd up` starts one)")
         dispatch.locally(prepared, watch.tick)
         return
-    if (why := dispatch.deployment_ready(url)) is not None:
-        raise SetupError(why, "a server with the deployment and a worker", "opd up, or add --local")
+    dispatch.need_deployment(url)
     _same_settings(stack.begun_otherwise())
     watch.say(f"through the deployment {dispatch.DEPLOYMENT} at {url}")
     dispatch.through_worker(prepared, watch.tick)

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from opd_evolver.durable import read_json, write_text
-from opd_evolver.errors import OpdError, left_by, told
+from opd_evolver.errors import OpdError, left_by, pass_on, told
 from opd_evolver.processes import die_with_parent
 from opd_evolver.records import canonical_json
 from opd_evolver.slow.train import Distillation, DistilReport, OnProgress
@@ -43,21 +44,34 @@ def distil(what: Distillation, on_progress: OnProgress | None = None) -> DistilR
     with tempfile.TemporaryDirectory(prefix="opd-distil-") as scratch:
         path = Path(scratch) / "distillation.json"
         write_text(path, canonical_json(what))
-        with _ranks(path, slow.processes, slow.threads) as ranks:
+        with _ranks(path, what.work, slow.processes, slow.threads) as ranks:
             for line in _lines_of_the_first(ranks):
                 done, total = (int(word) for word in line.split())
                 if on_progress is not None:
                     on_progress(done, total)
-            _wait(ranks, Path(scratch))
+            _wait(ranks)
     return DistilReport.model_validate(read_json(report))
 
 
-Ranks = Sequence[subprocess.Popen[bytes]]
+class Rank(NamedTuple):
+    """One of the processes, and where in `log` begins what it says on stderr."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begin: int
+
+    def said(self) -> str:
+        with self.log.open("rb") as file:
+            file.seek(self.begin)
+            return file.read().decode(errors="replace")
+
+
+Ranks = Sequence[Rank]
 
 
 @contextmanager
-def _ranks(written: Path, n: int, threads: int) -> Iterator[Ranks]:
-    """The processes; none of them survives."""
+def _ranks(written: Path, work: Path, n: int, threads: int) -> Iterator[Ranks]:
+    """The processes; none of them survives, and what they said is passed on."""
     common = {
         **os.environ,
         "WORLD_SIZE": str(n),
@@ -68,26 +82,29 @@ def _ranks(written: Path, n: int, threads: int) -> Iterator[Ranks]:
     }
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"  # else the machine's name must resolve
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Rank] = []
+    work.mkdir(parents=True, exist_ok=True)
     try:
         for rank in range(n):
-            with (written.parent / f"{rank}.err").open("w") as errors:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "opd_evolver.slow.launch", str(written), str(os.getpid())],
-                        env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                        stderr=errors,
-                        bufsize=0,  # else lines would wait in a buffer that `select` does not see
-                    )
+            log = work / f"rank-{rank}.err"
+            with log.open("ab") as errors:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "opd_evolver.slow.launch", str(written), str(os.getpid())],
+                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                    stderr=errors,
+                    bufsize=0,  # else lines would wait in a buffer that `select` does not see
                 )
+                started.append(Rank(process, log, errors.tell()))
         yield started
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        for one in started:
+            one.process.kill()
+            one.process.wait()
+            if one.process.stdout is not None:
+                one.process.stdout.close()
+            for line in one.said().splitlines(keepends=True):
+                pass_on(line)
 
 
 def _free_port() -> int:
@@ -98,31 +115,36 @@ def _free_port() -> int:
 
 def _lines_of_the_first(ranks: Ranks) -> Iterator[bytes]:
     """What the first process tells, until it ends or another one fails (it would wait for that one in vain)."""
-    assert ranks[0].stdout is not None
+    out = ranks[0].process.stdout
+    assert out is not None
     with selectors.DefaultSelector() as ready:
-        ready.register(ranks[0].stdout, selectors.EVENT_READ)
-        while not any(process.poll() for process in ranks):
+        ready.register(out, selectors.EVENT_READ)
+        while not any(one.process.poll() for one in ranks):
             if ready.select(POLL_S):
-                line = ranks[0].stdout.readline()
+                line = out.readline()
                 if not line:
                     return
                 yield line
 
 
-def _wait(ranks: Ranks, scratch: Path) -> None:
+def _wait(ranks: Ranks) -> None:
     """Until all are done, or one has failed; then its error."""
-    while (codes := [process.poll() for process in ranks]).count(0) < len(ranks):
+    while (codes := [one.process.poll() for one in ranks]).count(0) < len(ranks):
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if failed is not None:
             seen = f"process {failed} of the distillation ended with {codes[failed]}"
-            raise left_by((scratch / f"{failed}.err").read_text(encoding="utf-8"), seen, "opd resume")
-        ranks[codes.index(None)].wait()
+            raise left_by(ranks[failed].said(), seen, "opd resume", ranks[failed].log)
+        ranks[codes.index(None)].process.wait()
 
 
 def _work(what: Distillation) -> None:
     """One process's share; the first one tells of it."""
     first = os.environ["RANK"] == "0"
-    report = distil_here(what, (lambda done, total: print(done, total, flush=True)) if first else None)
+    with os.fdopen(os.dup(1), "w") as told_here:
+        os.dup2(2, 1)  # what an environment prints is no progress
+        report = distil_here(
+            what, (lambda done, total: print(done, total, file=told_here, flush=True)) if first else None
+        )
     if first:
         write_text(what.work / REPORT, canonical_json(report))
 

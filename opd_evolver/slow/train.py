@@ -63,7 +63,7 @@ class Distillation(Record):
         work: checkpoints, anchors and `metrics.jsonl`.
         params: resolved science parameters.
         round: r.
-        device: cpu or cuda; a site setting.
+        device: cpu, cuda or cuda:N; a site setting. Of several processes each has a GPU of its own.
         anchor_file: anchors built before; None builds `work/anchors.jsonl` from the environments' seed split.
     """
 
@@ -98,22 +98,23 @@ def distil(what: Distillation, on_progress: OnProgress | None = None) -> DistilR
     try:
         accelerator = Accelerator(cpu=what.device == "cpu")
         torch.set_num_threads(params.slow.threads)  # a distributed accelerator sets its own
-        student = _open(what.policy_path, params, accelerator, params.slow.threads)
+        device = what.device if accelerator.num_processes == 1 else str(accelerator.device)
+        student = _open(what.policy_path, params, device, params.slow.threads)
         found = read_lines(what.examples_folder / EXAMPLES, Example)
         examples = arm(found, params.slow.hindsight, params.seed)
         if not examples or params.slow.steps == 0:
             return _unchanged(student, target, work, examples, accelerator)
-        trainer, identity = _prepare(student, what, examples, accelerator)
+        trainer, identity = _prepare(student, what, examples, accelerator, device)
         return _run(trainer, target, work, identity, on_progress, began)
     finally:
         torch.set_num_threads(before)
 
 
-def _open(path: str | Path, params: Params, accelerator: Any, threads: int) -> LocalPolicy:
+def _open(path: str | Path, params: Params, device: str, threads: int) -> LocalPolicy:
     policy = params.policy
     return LocalPolicy.load(
         path,
-        device=str(accelerator.device),
+        device=device,
         dtype=policy.dtype,
         threads=threads,
         max_prompt_tokens=policy.max_prompt_tokens,
@@ -121,7 +122,7 @@ def _open(path: str | Path, params: Params, accelerator: Any, threads: int) -> L
 
 
 def _prepare(
-    student: LocalPolicy, what: Distillation, examples: Sequence[Example], accelerator: Any
+    student: LocalPolicy, what: Distillation, examples: Sequence[Example], accelerator: Any, device: str
 ) -> tuple[Trainer, str]:
     """A trainer, and the digest of everything that decides what it does."""
     params, round = what.params, what.round
@@ -132,7 +133,7 @@ def _prepare(
     shared = False
     if rehearses:
         # Anchors are played with the serving thread count: their bytes then do not depend on `slow.threads`.
-        base = _open(what.base_path, params, accelerator, params.policy.threads)
+        base = _open(what.base_path, params, device, params.policy.threads)
         file = what.anchor_file or what.work / anchor.ANCHORS
         if accelerator.is_main_process and not file.exists():
             anchor.write(base, registry.loader(params.environments), params, file)

@@ -236,15 +236,11 @@ def end(members: Callable[[], list[tuple[int, float]]]) -> None:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Within the block, TERM and HUP leave through `finally` like Ctrl-C does, so that what was started is stopped."""
-
-    def leave(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
+    """Within the block, TERM and HUP are Ctrl-C, so that what was started is stopped and ends are told alike."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

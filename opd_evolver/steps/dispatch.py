@@ -142,17 +142,34 @@ def api_url() -> str | None:
     return str(url) if url else None
 
 
-def deployment_ready(url: str) -> str | None:
-    """Why the deployment cannot be used now, or None when it can."""
-    import httpx
+def need_deployment(url: str) -> None:
+    """The server that is configured has the deployment, and lets this user in.
 
+    Raises:
+        SetupError: not so.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    mend = "opd up, or add --local"
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/deployments/name/{DEPLOYMENT}", timeout=5)
+        with get_client({"timeout": 5.0}, sync_client=True) as client:
+            client.read_deployment_by_name(DEPLOYMENT)
+        return
+    except ObjectNotFound:
+        why = f"the Prefect server at {url} has no deployment {DEPLOYMENT}"
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        why = f"the Prefect server at {url} answers HTTP {status}"
+        if status in (401, 403):
+            why = f"the Prefect server at {url} refuses the key (HTTP {status})"
+            mend = "set PREFECT_API_KEY, or PREFECT_API_AUTH_STRING, to a valid one; or add --local"
     except httpx.HTTPError as error:
-        return f"no Prefect server answers at {url} ({type(error).__name__})"
-    if answer.status_code != 200:
-        return f"the Prefect server at {url} has no deployment {DEPLOYMENT}"
-    return None
+        why = f"no Prefect server answers at {url} ({type(error).__name__})"
+    except ValueError:
+        why = f"what answers at {url} is no Prefect API"
+    raise SetupError(why, "a server with the deployment and a worker", mend)
 
 
 def through_worker(run: Run, tick: Tick) -> None:

@@ -11,6 +11,7 @@ from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
+from opd_evolver.steps import plan
 
 ROOM = 8
 """One token of so many in a prompt is left to instructions, task and history."""
@@ -26,7 +27,11 @@ def artifact_root() -> Path:
 def open_for_work(
     root: Path, name: str, *, preset: str | None, overrides: Mapping[str, Any], fork: bool = False
 ) -> Run:
-    """Create, resume, extend or fork the run `name`."""
+    """Create, resume, extend or fork the run `name`.
+
+    Raises:
+        SetupError: it cannot begin, its parameters changed without `fork`, or its base policy is another one now.
+    """
     if (
         preset is None
         and not overrides
@@ -38,6 +43,8 @@ def open_for_work(
     wanted = params.load(preset=preset, overrides=overrides)
     if fork or not lineage.exists(root, name):
         check(wanted)
+    else:
+        _same_base(lineage.open_run(root, name))
     return lineage.open_or_create(root, name, wanted, fork=fork)
 
 
@@ -99,10 +106,16 @@ def check_devices(wanted: params.Params, device: str) -> None:
     """Whether each process of a distillation has a GPU; deployments run on machines that are not asked.
 
     Raises:
-        SetupError: there are fewer, which would end the run after its fast loop.
+        SetupError: there are fewer, which would end the run after its fast loop, or one is asked for by its number.
     """
     if wanted.slow.processes == 1 or not device.startswith("cuda") or wanted.flows.placement == "deployment":
         return
+    if ":" in device:
+        raise SetupError(
+            f"slow.processes = {wanted.slow.processes} with OPD_DEVICE={device}",
+            "OPD_DEVICE=cuda: each process of a distillation has a GPU of its own",
+            "name them by CUDA_VISIBLE_DEVICES, and set OPD_DEVICE=cuda",
+        )
     import torch
 
     if wanted.slow.processes > (n := torch.cuda.device_count()):
@@ -116,20 +129,30 @@ def check_devices(wanted: params.Params, device: str) -> None:
 def finished_run(
     root: Path, name: str, *, preset: str | None, overrides: Mapping[str, Any], fork: bool = False
 ) -> Run | None:
-    """The run when there is nothing to do, else None. Needs no heavy import and writes nothing."""
+    """The run when there is nothing to do, else None. Needs no heavy import and writes nothing.
+
+    Raises:
+        SetupError: its base policy is another one now.
+    """
     if not lineage.exists(root, name):
         return None
     run = lineage.open_run(root, name)
     wanted = params.load(preset=preset, overrides=overrides)
-    if fork or lineage.differences(run.params, wanted) or wanted.rounds > run.params.rounds:
+    if fork or lineage.differences(run.params, wanted) or wanted.rounds > run.params.rounds or not run.is_complete():
         return None
-    return run if run.is_complete() else None
+    _same_base(run)
+    return run
 
 
 def base(run: Run) -> None:
-    """Record the base policy's path and weights digest once (base.json), checking that it can be read."""
+    """Record the base policy's path and weights digest once (base.json), checking that it can be read.
+
+    Raises:
+        SetupError: it was recorded, and its weights are other ones now.
+    """
     path = run.owner(0).run / "base.json"
     if path.exists():
+        _same_base(run)
         return
     from opd_evolver.policy.weights import resolve, weights_digest
 
@@ -138,6 +161,23 @@ def base(run: Run) -> None:
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     tree = {"schema_version": SCHEMA_VERSION, "policy": str(place), "policy_digest": weights_digest(folder)}
     write_text(path, canonical_json(tree) + "\n")
+
+
+def _same_base(run: Run) -> None:
+    """Whether the weights are those that the run began with: every step key and measurement names their digest."""
+    if not (run.owner(0).run / "base.json").exists():
+        return
+    from opd_evolver.policy.weights import weights_digest
+
+    path, digest = plan.base_policy(run)
+    folder = run.root / path
+    # A folder that is gone is named by whoever needs it; what is finished does not.
+    if folder.is_dir() and (seen := weights_digest(folder)) != digest:
+        raise SetupError(
+            f"the base policy in {folder} is another one than `{run.lineage}` began with: digest {seen[:12]}",
+            digest[:12],
+            "restore it, or choose a new --name",
+        )
 
 
 def hosted(run: Run) -> None:

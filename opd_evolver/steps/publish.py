@@ -12,7 +12,7 @@ from opd_evolver import step
 from opd_evolver.benchmark.measure import RoundMeasurement
 from opd_evolver.benchmark.report import rounds_object, rounds_table
 from opd_evolver.durable import read_json, write_text
-from opd_evolver.errors import OpdError, OutageError
+from opd_evolver.errors import OpdError, OutageError, SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.memory import stores
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
@@ -115,12 +115,12 @@ def spanned(results: Iterable[Mapping[str, Any]]) -> float:
 
 
 def _track(run: Run, round_: int) -> None:
-    """Log the round now; where MLflow does not answer, `versions` does it at the end."""
+    """Log the round now; where MLflow does not take it, `versions` does it at the end, or says why not."""
     from opd_evolver.steps import track
 
     try:
         track.round_(run, round_)
-    except OutageError as error:
+    except (OutageError, SetupError) as error:
         print(f"round {round_} is finished but not logged yet: {error}", file=sys.stderr)
 
 

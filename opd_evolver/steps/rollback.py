@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opd_evolver import lineage, tracking
 from opd_evolver.console import say
-from opd_evolver.errors import OutageError
+from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan, snapshots
@@ -56,5 +56,5 @@ def _alias(run: Run) -> None:
         moved = tracking.open_tracker(run.root, uri).set_champion(run.identity.name, digest)
         if digest is not None and not moved:
             say(f"MLflow's alias `champion` was not moved: it knows no policy {digest[:12]} of {run.identity.name}")
-    except OutageError as error:
+    except (OutageError, SetupError) as error:
         say(f"MLflow's alias `champion` was not moved; the next promoted round moves it: {error}")

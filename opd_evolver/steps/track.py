@@ -20,6 +20,7 @@ def round_(run: Run, number: int) -> None:
 
     Raises:
         OutageError: the tracking server does not answer; the round itself is safe on disk.
+        SetupError: it refuses; the round is as safe.
     """
     from opd_evolver.tracking import RoundRecord, open_tracker
 
@@ -53,6 +54,7 @@ def missing(run: Run) -> None:
 
     Raises:
         OutageError: it still does not answer.
+        SetupError: it refuses.
     """
     from opd_evolver.tracking import open_tracker
 
@@ -122,6 +124,9 @@ def pointers(run: Run) -> None:
 
 
 def _as_declared(run: Run) -> bool:
-    """Whether the run has the parameters that params.yaml declares: only then are DVC's stages up to date."""
+    """Whether the run has what params.yaml declares, all rounds included: only then are DVC's stages up to date."""
     path = run.root / "params.yaml"
-    return path.exists() and not differences(run.params, load(path))
+    if not path.exists():
+        return False
+    declared = load(path)
+    return not differences(run.params, declared) and run.params.rounds >= declared.rounds
