@@ -93,6 +93,15 @@ def says(text: str) -> Behaviour:
     return lambda exchange: exchange.good(text)
 
 
+def within(n_words: int, exchange: Exchange, behave: Behaviour = good) -> None:
+    """As a server with a context of so many words, which says what vLLM says of a longer prompt."""
+    n = sum(len(message["content"].split()) for message in exchange.body["messages"])
+    if n <= n_words:
+        return behave(exchange)
+    said = f"This model's maximum context length is {n_words} tokens. However, you requested {n} tokens."
+    exchange.answer({"object": "error", "message": said, "type": "BadRequestError", "code": 400}, 400)
+
+
 class ChatServer:
     """Follows a script of behaviours, one a request, then the last one for ever.
 

@@ -97,3 +97,37 @@ def test_a_reply_of_nothing_but_tags_is_read_quickly(piece: str) -> None:
     began = time.process_time()
     reading.said(piece * (2_000_000 // len(piece)))
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Sure:\n```" + "A" * 30000,
+        "```json" + " " * 16000 + '{"use": ["m1"',
+        "``` " * 7500,
+        "action" + " " * 29000 + "x",
+        "Action: look\nthought" + " " * 29000 + "x",
+        "Action: look\naction input" + " " * 29000 + "x",
+        "<action>" * 3700,
+        "</action>" + "<action>" * 3700,
+    ],
+    ids=["language", "blanks", "fences", "label", "other label", "input label", "tags", "tags after an end"],
+)
+def test_a_reply_of_one_long_run_is_read_quickly(reply: str) -> None:
+    began = time.process_time()
+    SPEAK.select.parse(reply, 5, 3)
+    SPEAK.act.parse(reply)
+    SPEAK.write.parse(reply, limit=3)
+    SPEAK.maintain.parse(reply, 6)
+    assert time.process_time() - began < 5
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from(["`", "``", "```", "a", " ", "\t", "\n", "json", "{}", "[1]", "+"]), max_size=14).map(
+        "".join
+    )
+)
+def test_fences_are_those_of_the_pattern(text: str) -> None:
+    pattern = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
+    assert list(reading._fenced(text)) == pattern.findall(text)

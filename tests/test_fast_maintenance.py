@@ -101,6 +101,22 @@ def test_entries_of_two_scopes_do_not_merge(memory: Memory) -> None:
     assert done.operations == () and memory.digest() == before
 
 
+def test_nothing_is_merged_into_a_level_that_is_off(memory: Memory) -> None:
+    tips = SETTINGS.model_copy(update={"levels": ("tip",)})
+    before = memory.digest()
+    policy = says("merge h1 h2 : tool late : select 4 ; select 7", "finish")
+    [done] = maintain_barrier(memory, WAVE, policy, tips)
+    assert done.row is not None and [turn.result for turn in done.row.turns] == ["error", "ok"]
+    assert done.operations == () and memory.digest() == before and len(memory.entries()) == 4
+
+
+def test_levels_come_from_the_parameters_and_stand_in_keys_only_where_some_are_off() -> None:
+    assert "levels" not in SETTINGS.model_dump(mode="json")
+    off = MaintenanceSettings.of(small(memory__levels=["tip", "tool"]))
+    assert off.model_dump(mode="json")["levels"] == ["tip", "tool"]
+    assert MaintenanceSettings.model_validate(off.model_dump()) == off
+
+
 def test_lookup_gives_new_handles_that_work(tmp_path: Path) -> None:
     narrow = SETTINGS.model_copy(update={"shown": 1})
     entries = (fact("late", "4"), fact("paid", "1"))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import pytest
@@ -169,15 +170,22 @@ def test_sync_swaps_weights_in_place(folder: Path, tmp_path: Path, stock: Path) 
     assert policy.version == "round-001"
 
 
-def test_adapter_over_its_base(stock: Path, tmp_path: Path) -> None:
+def adapted(base: Path, folder: Path) -> Any:
+    """A model with a LoRA over `base`; the adapter is saved in `folder`."""
     from peft import LoraConfig, get_peft_model
 
-    base = Path(shutil.copytree(stock, tmp_path / "base"))
-    plain = LocalPolicy.load(base)
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    tuned = get_peft_model(LocalPolicy.load(base).model, config).eval()
-    save(tuned, plain.tokenizer, tmp_path / "adapter")
+    plain = LocalPolicy.load(base)
+    tuned = get_peft_model(plain.model, config).eval()
+    save(tuned, plain.tokenizer, folder)
+    return tuned
+
+
+def test_adapter_over_its_base(stock: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(stock, tmp_path / "base"))
+    plain = LocalPolicy.load(base)
+    tuned = adapted(base, tmp_path / "adapter")
     recorded = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -197,4 +205,48 @@ def test_adapter_over_its_base(stock: Path, tmp_path: Path) -> None:
     recorded["base_model_name_or_path"] = str(tmp_path / "gone")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(recorded))
     with pytest.raises(SetupError, match="gone"):
+        LocalPolicy.load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "change, seen",
+    [
+        (
+            lambda name, one: (name.replace("base_model.model.model", "base_model.model"), one),
+            r"lacks .*q_proj\.lora_A",
+        ),
+        (lambda name, one: (f"module.{name}", one), r"lacks .*q_proj\.lora_A"),
+        (lambda name, one: None if "v_proj" in name else (name, one), r"lacks .*v_proj\.lora_A.* …;"),
+        (lambda name, one: None if "lora_A" in name else (name, one), r"lacks .*q_proj\.lora_A"),
+        (lambda name, one: (name.replace("layers.1.", "layers.0.").replace("q_p", "o_p"), one), "lacks .*layers.1"),
+        (lambda name, one: (name, one[: len(one) // 2].contiguous()), "cannot put the adapter"),
+    ],
+    ids=["other prefix", "more prefix", "half the modules", "no lora_A", "other modules", "half of each"],
+)
+def test_an_adapter_that_does_not_fit_is_never_served(stock: Path, tmp_path: Path, change: Any, seen: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapted(stock, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    changed = [change(name, one) for name, one in load_file(file).items()]
+    save_file(dict(one for one in changed if one is not None), file)
+    with pytest.raises(SetupError, match=seen):
+        LocalPolicy.load(tmp_path / "adapter")
+
+
+def test_tensors_that_an_adapter_does_not_describe_are_named(stock: Path, tmp_path: Path) -> None:
+    adapted(stock, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "target_modules": ["q_proj"]}))
+    with pytest.raises(CorruptionError, match=r"holds .*v_proj\.lora_A"):
+        LocalPolicy.load(tmp_path / "adapter")
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(stock: Path, tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    plain = LocalPolicy.load(stock)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    save(get_peft_model(plain.model, config), plain.tokenizer, tmp_path / "adapter")
+    with pytest.raises(SetupError, match="is a PROMPT_TUNING; expected one that can be merged"):
         LocalPolicy.load(tmp_path / "adapter")

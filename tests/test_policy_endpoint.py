@@ -268,3 +268,15 @@ def test_an_outage_is_no_failure_of_the_agent(make: Make) -> None:
         policy = make(server, patience_s=0.0)
         with pytest.raises(OutageError):
             drive(policy, [lambda: episode(rollout(), Toy(), None, EpisodeSettings.of(small(), read=False))], 1)
+
+
+@pytest.mark.parametrize("told", [{"Retry_After": "86400"}, {}])
+def test_patience_is_not_multiplied_by_the_restarts_of_episodes(
+    make: Make, waits: list[float], told: dict[str, str]
+) -> None:
+    with serving(failing(429, **told)) as server:
+        policy = make(server, patience_s=0.1)
+        start = lambda: episode(rollout(), Toy(), None, EpisodeSettings.of(small(), read=False))  # noqa: E731
+        with pytest.raises(OutageError, match="429"):
+            drive(policy, [start], 1, outage_retries=small().fast.outage_retries, sleep=waits.append)
+    assert len(server.seen) == 1 and waits == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -157,3 +158,51 @@ def test_malformed_answers_are_a_clear_error(make: Make, behave: Behaviour, said
         with pytest.raises(SetupError, match=rf"answers 200 with .*{said}.*, 3 times; expected a chat completion"):
             policy.generate([request()])
     assert len(server.seen) == 3
+
+
+# ── no part of the key is shown ────────────────────────────────────────────────────────────────
+
+REPEATS: dict[str, Callable[[str], Behaviour]] = {
+    "page": lambda said: failing(503, said),
+    "message": lambda said: failing(500, {"error": {"message": said}}),
+    "refusal": lambda said: failing(400, {"error": {"message": said}}),
+    "nested": lambda said: failing(400, {"error": {"message": {"detail": [said]}}}),
+    "malformed": lambda said: failing(200, said),
+    "malformed event": lambda said: lambda exchange: exchange.stream([f"data: {said}\n\n"]),
+    "keys": lambda said: answering({said: 1}),
+    "error in stream": lambda said: lambda exchange: exchange.stream([f"data: {json.dumps({'error': said})}\n\n"]),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATS)
+@pytest.mark.parametrize(
+    "key, offsets", [(KEY, [*range(64, 92), *range(284, 312)]), ('sk-"quo\\ted"-key', [70])], ids=["plain", "quoted"]
+)
+def test_a_server_that_repeats_the_key_shows_no_part_of_it(
+    make: Make,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    key: str,
+    offsets: list[int],
+) -> None:
+    monkeypatch.setattr(client, "HEARTBEAT_S", 0.0)
+
+    def behave(exchange: Exchange) -> None:
+        offset, nth = exchange.body["seed"], len(server.seen) - begun
+        # In the heartbeat, in the outage; and of what is malformed, every other time, in the error of the third try.
+        if nth == 2 and offset % 2:
+            exchange.answer("", 503)
+        else:
+            REPEATS[kind]("x" * offset + key)(exchange)
+
+    told = []
+    with serving(behave) as server:
+        policy = make(server, headers={"Authorization": SecretStr(f"Bearer {key}")}, patience_s=0.7)
+        for offset in offsets:
+            begun = len(server.seen)
+            with pytest.raises((OutageError, SetupError)) as error:
+                policy.generate([request(seed=offset)])
+            told.append(str(error.value))
+    said = "\n".join((*told, capsys.readouterr().err))
+    assert "sk-" not in said and "***" in said

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from opd_evolver.params import PolicyParams
+from opd_evolver.errors import SetupError
+from opd_evolver.params import PRESETS, PolicyParams, load_preset, merge
 from opd_evolver.policy import generation
 from opd_evolver.policy.cache import bytes_per_token, joined, reply_cache
 from opd_evolver.policy.local import LocalPolicy
@@ -19,7 +20,9 @@ from opd_evolver.policy.protocol import TokenPolicy, TrainablePolicy
 from opd_evolver.policy.registry import open_policy
 from opd_evolver.policy.sampling import Sampler, uniforms
 from opd_evolver.policy.scripted import ScriptedPolicy
+from opd_evolver.policy.weights import check_positions
 from opd_evolver.records import GenerationRequest, Message, Prompt, Sampling, Segment
+from opd_evolver.steps import prepare
 
 each = pytest.mark.parametrize("kind", sorted(checkpoints.MAKERS))
 TEXTS = ("zora late", "a", "select count ( * ) from jobs where state = 4 " * 3, "hello there", "zora late")
@@ -245,3 +248,51 @@ def test_scripted_hindsight_changes_nothing_outside_its_span() -> None:
         teacher = encoded(*parts[:place], hint, *parts[place:])
         ((start, end),) = teacher.hindsight_spans
         assert teacher.token_ids[:start] + teacher.token_ids[end:] == student
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 64 learned positions: beyond them it has none."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("learned"), checkpoints.qwen3_tokenizer()
+    shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_reply_beyond_the_models_positions_is_a_clear_error(learned: Path) -> None:
+    policy = LocalPolicy.load(learned, max_prompt_tokens=64)
+    long = next(made for n in range(99) if len(policy.encode((made := request_of("a " * n)).prompt).token_ids) == 54)
+    with pytest.raises(SetupError, match=r"102 tokens of a prompt.*at most 64, the model's positions.*max_prompt_tok"):
+        policy.generate([request_of("a"), long.model_copy(update={"sampling": Sampling(max_new_tokens=48)})])
+    fits = long.model_copy(update={"sampling": Sampling(max_new_tokens=10)})
+    [alone] = policy.generate([fits])
+    assert len(alone.token_ids) == 10
+    # A row that is done early goes on in its batch, and has no positions there.
+    beside = [request_of("a", seed, Sampling(max_new_tokens=40)) for seed in range(7)]
+    assert policy.generate([fits, *beside])[0].token_ids == alone.token_ids
+
+
+def test_a_run_that_needs_more_positions_is_known_before_it_is_begun(learned: Path) -> None:
+    check_positions(learned, prompt=50, reply=14)
+    with pytest.raises(SetupError, match=r"= 51: with a reply of 14 up to 65 tokens.*at most 64.*max_prompt_tokens=50"):
+        check_positions(learned, prompt=51, reply=14)
+    with pytest.raises(SetupError, match="lower fast"):
+        check_positions(learned, prompt=1, reply=64)
+    wanted = merge(load_preset("micro"), {"policy.path": str(learned), "policy.max_prompt_tokens": 60}, "test")
+    with pytest.raises(SetupError, match="the model's positions"):
+        prepare.check(wanted)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_policy_of_every_preset_has_positions_for_it(name: str) -> None:
+    params = load_preset(name)
+    limit, fast = params.policy.max_prompt_tokens, params.fast
+    reply = max(fast.act_max_new_tokens, fast.select_max_new_tokens, fast.write_max_new_tokens)
+    if params.policy.path == "seed":
+        check_positions("seed", prompt=limit, reply=reply)
+    else:
+        assert limit + reply <= 40960, "Qwen3-4B's"

@@ -6,6 +6,8 @@ import pytest
 from rollout_world import Recorder, Shelf, Toy, agent, rollout, small, tip
 
 from opd_evolver.errors import OutageError
+from opd_evolver.fast.maintenance import MaintenanceSettings, maintenance
+from opd_evolver.fast.wave import Wave
 from opd_evolver.policy.scripted import ScriptedPolicy
 from opd_evolver.records import Episode, GenerationRequest, Reply, canonical_json
 from opd_evolver.rollout.driver import drive, pause_s
@@ -109,20 +111,40 @@ def test_an_outage_that_stays_fails_the_step_not_the_episode() -> None:
     assert house.made and all(toy.closed for toy in house.made)
 
 
-def test_a_policy_endpoint_may_fail_too() -> None:
-    class Flaky(ScriptedPolicy):
-        failures = 2
+def test_a_policy_that_is_down_has_waited_by_itself_and_is_not_asked_again() -> None:
+    class Down(ScriptedPolicy):
+        asked = 0
 
         def generate(self, requests):  # type: ignore[no-untyped-def]
-            if self.failures:
-                self.failures -= 1
-                raise OutageError("endpoint is down")
-            return super().generate(requests)
+            self.asked += 1
+            raise OutageError("endpoint is down", "a server", "bring it up")
 
-    episodes, pauses = play(House(), Flaky(agent))
-    assert len(episodes) == 7 and pauses == [0.5, 1.0]
-    with pytest.raises(OutageError, match="endpoint is down"):
-        play(House(), Flaky(agent), retries=1)
+    house, policy = House(), Down(agent)
+    with pytest.raises(OutageError) as caught:
+        play(house, policy)
+    assert (policy.asked, str(caught.value)) == (1, "endpoint is down; expected a server; mend: bring it up")
+    assert house.made and all(toy.closed for toy in house.made)
+
+
+@pytest.mark.parametrize("domain", ["toy", "maintain"])
+def test_a_memory_that_is_down_has_waited_by_itself_and_is_not_asked_again(domain: str) -> None:
+    class Down(Shelf):
+        asked = 0
+
+        def retrieve(self, *words: object, **more: object):  # type: ignore[no-untyped-def]
+            self.asked += 1
+            raise OutageError("embeddings are down", "vectors", "bring them up")
+
+    shelf, pauses = Down([tip("late", "7")]), []  # type: ignore[var-annotated]
+    settings = MaintenanceSettings.of(small())
+    wave = Wave(round=1, index=0, n_tasks=1, microbatches=(), maintain_after=True)
+    with EnvironmentPool(House()) as pool:
+        runner = Runner(ScriptedPolicy(lambda p, r: "lookup late"), pool, shelf, SETTINGS, 3, pauses.append)
+        start = runner.start(ROLLOUTS[0], shelf) if domain == "toy" else lambda: maintenance(wave, shelf, settings)
+        with pytest.raises(OutageError) as caught:
+            drive(runner.policy, [start], 1, outage_retries=3, sleep=pauses.append)
+    assert (shelf.asked, pauses, type(caught.value)) == (1, [], OutageError)
+    assert caught.value.seen == "embeddings are down"
 
 
 def test_environments_are_closed_when_a_policy_breaks() -> None:

@@ -205,3 +205,18 @@ def test_entries_of_a_level_that_is_off_are_refused_with_their_reason() -> None:
     done, _ = play(writer, settings=settings)
     assert [one.content.level for one in done.proposals] == ["tip"]
     assert done.rejected == ("level: skill is off",)
+
+
+@pytest.mark.parametrize("dialect", ["terse", "instruct"])
+def test_entries_of_a_level_that_is_off_do_not_use_up_the_limit(dialect: str) -> None:
+    tip_form = '{"level": "tip", "trigger": "late", "text": "7"}'
+    wanted = {"terse": "traj | tip late 7", "instruct": f'{{"entries": [{{"level": "trajectory"}}, {tip_form}]}}'}
+    acted = {"terse": "do 7", "instruct": "Action: 7"}
+
+    def writer(prompt: object, request: GenerationRequest) -> str:
+        return (wanted if request.prompt.ability == "write" else acted)[dialect]
+
+    off = small(memory__levels=["tip"], fast__write_limit=1, policy__dialect=dialect)
+    done, _ = play(writer, settings=EpisodeSettings.of(off))
+    assert [one.content.level for one in done.proposals] == ["tip"]
+    assert done.rejected == ("level: trajectory is off",)

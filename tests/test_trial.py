@@ -8,12 +8,13 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from chat_server import ChatServer, Exchange, serving
+from chat_server import ChatServer, Exchange, completion, serving, within
 from conftest import Opd
 
+from opd_evolver.environments.sql import Sql
 from opd_evolver.params import load_preset
 from opd_evolver.policy.local import LocalPolicy
-from opd_evolver.records import GenerationRequest, Reply
+from opd_evolver.records import GenerationRequest, Reply, Step
 
 
 def chat(exchange: Exchange) -> None:
@@ -147,3 +148,59 @@ def test_a_chat_model_is_evaluated_in_its_dialect(
     done = opd(*asked, "--preset", "qwen3-4b-1gpu", *words)
     assert done.code == 0, done.err
     assert any(said.startswith("You are an agent") for said in seen) and json.loads(done.out)
+
+
+def test_what_was_served_before_a_refusal_is_shown(opd: Opd, elsewhere: Path) -> None:
+    """A server with a small context, of prompts that nothing can be left out of: the write prompt of a first step."""
+
+    def small(exchange: Exchange) -> None:
+        if exchange.body["messages"][0]["content"].startswith("You reflect"):
+            exchange.answer({"error": {"message": "maximum context length is 64 tokens"}}, 400)
+        else:
+            chat(exchange)
+
+    asked = ("--env", "sql", "--model", "m", "--tasks", "1", "--set", "fast.max_steps=1")
+    with serving(small) as server:
+        said = opd("try", *asked, "--policy", server.url)
+        told = opd("try", *asked, "--policy", server.url, "--json")
+    assert said.code == told.code == 2
+    assert "mend: lower memory.entry_token_budget, fast.max_steps" in said.err
+    assert "── call 1 · act · 11 + 7 tokens ──" in said.out and "Action: select count" in said.out
+    assert "no full round is estimated" in said.out and "a full fast loop" not in said.out
+    tree = json.loads(told.out)
+    assert [call["ability"] for call in tree["calls"]] == ["act"] and tree["round"] == {} and tree["tried"] == []
+
+
+def test_a_trial_shows_the_prompt_that_was_sent_not_the_one_that_was_too_long(
+    opd: Opd, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sql, "step", lambda world, action: Step(observation="word " * 30, reward=0.0))
+    with serving(lambda exchange: within(320, exchange, chat)) as server:
+        tree = json.loads(tried(opd, server, "--tasks", "1", "--json", "--set", "fast.max_steps=8"))
+    sent = ["\n".join(f"[{one['role']}]\n{one['content']}" for one in seen.body["messages"]) for seen in server.seen]
+    shown = [call["prompt"] for call in tree["calls"]]
+    assert len(sent) > len(shown) and sent[-1] == shown[-1]
+    assert [prompt for prompt in sent if prompt in set(shown)] == shown
+
+
+def test_no_reply_commands_the_terminal(opd: Opd, elsewhere: Path) -> None:
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[2Jgone\r\x9b2J"
+
+    def hostile(exchange: Exchange) -> None:
+        exchange.answer(completion({"content": f"Action: {evil}", "reasoning_content": evil}))
+
+    with serving(hostile) as server:
+        text = tried(opd, server, "--tasks", "1", "--set", "fast.max_steps=2")
+    assert "\\x1b]52;c;ZXZpbA==\\x07\\x1b[2Jgone\\r\\x9b2J" in text
+    assert not [one for one in text if not one.isprintable() and one not in "\n\t"]
+
+
+@pytest.mark.parametrize("port", ["", ":99999"])
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+@pytest.mark.parametrize("more", [(), ("--model", "m")])
+def test_a_password_in_the_url_is_never_shown(
+    opd: Opd, elsewhere: Path, port: str, scheme: str, more: tuple[str, ...]
+) -> None:
+    found = opd("try", "--env", "sql", "--policy", f"{scheme}://bob:hunter2@h{port}/v1", *more)
+    assert found.code == 2 and found.out == "" and "--policy" in found.err
+    assert "hunter2" not in found.err

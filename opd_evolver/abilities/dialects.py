@@ -7,7 +7,7 @@ through the same one, so prompts stay token-identical outside the hindsight what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from opd_evolver.abilities import act, maintain, select, write
@@ -20,7 +20,7 @@ from opd_evolver.abilities.instruct import write as instruct_write
 from opd_evolver.abilities.maintain import Command, Notes
 from opd_evolver.abilities.write import Written
 from opd_evolver.memory.levels import Count
-from opd_evolver.records import Attribution, Content, Entry, Message, Prompt, Reply, Segment, TurnRecord
+from opd_evolver.records import Attribution, Content, Entry, Level, Message, Prompt, Reply, Segment, TurnRecord
 from opd_evolver.sections import DialectName
 
 
@@ -104,6 +104,7 @@ class Write(Protocol):
         reply: str,
         *,
         limit: int,
+        levels: Collection[Level] = ...,
         task_text: str = "",
         turns: Sequence[TurnRecord] = (),
         episode_return: float = 0.0,

@@ -11,16 +11,18 @@ Paper: fast loop step 4 and the write view of the slow loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from opd_evolver.abilities.dialect import HINT, SEPARATOR, entries_text, segment, turns_segments, user, verdict
 from opd_evolver.memory.acceptance import ACTIONS, TOOL_LANGUAGES, fault, parts_of
 from opd_evolver.memory.levels import Count, n_words, one_line
 from opd_evolver.records import (
+    LEVELS,
     Attribution,
     Content,
     Entry,
+    Level,
     Prompt,
     Segment,
     SkillContent,
@@ -98,6 +100,7 @@ def parse(
     reply: str,
     *,
     limit: int,
+    levels: Collection[Level] = LEVELS,
     task_text: str = "",
     turns: Sequence[TurnRecord] = (),
     episode_return: float = 0.0,
@@ -118,7 +121,7 @@ def parse(
             sound.append((content, said))
         else:
             baseless.append(f"ungrounded: {said[:80]}")
-    written = admitted(sound, limit)
+    written = admitted(sound, limit, levels)
     return Written(written.contents, (*written.rejected, *baseless))
 
 
@@ -138,12 +141,13 @@ def _grounded(content: Content, done: Sequence[Set[str]]) -> bool:
     return all(any(step <= words for words in rest) for step in wanted)
 
 
-def admitted(proposed: Iterable[tuple[Content | None, str]], limit: int) -> Written:
+def admitted(proposed: Iterable[tuple[Content | None, str]], limit: int, levels: Collection[Level] = LEVELS) -> Written:
     """What of a reply becomes entries, at most `limit`, and why the rest does not.
 
     Args:
         proposed: each part of the reply as content (None: unreadable), and as it was said.
         limit: most entries.
+        levels: those that are kept; others do not count.
     """
     contents: list[Content] = []
     rejected: list[str] = []
@@ -152,6 +156,8 @@ def admitted(proposed: Iterable[tuple[Content | None, str]], limit: int) -> Writ
             rejected.append(f"unreadable: {said[:80]}")
         elif found := fault(content):
             rejected.append(found)
+        elif content.level not in levels:
+            rejected.append(f"level: {content.level} is off")
         elif content in contents:
             rejected.append(f"duplicate: {said[:80]}")
         elif len(contents) >= limit:

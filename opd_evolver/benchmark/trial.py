@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from opd_evolver.abilities import dialects
 from opd_evolver.environments import registry
-from opd_evolver.errors import SetupError
+from opd_evolver.errors import OpdError, SetupError
 from opd_evolver.fast.epoch import run_epoch
 from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
 from opd_evolver.fast.wave import plan_epoch
@@ -66,7 +66,7 @@ class Trial(Record):
         tried: by task, maintenance last.
         seconds: in generation alone; prompts and replies together make the tokens a second.
         peak_bytes: most memory of this process, or of its accelerator.
-        round: what a full round of the parameters would take.
+        round: what a full round of the parameters would take; empty where an error ended the trial.
     """
 
     policy_version: str
@@ -94,7 +94,8 @@ class _Watched:
         began = time.perf_counter()
         replies = self._policy.generate(requests)
         self.seconds += time.perf_counter() - began
-        self.served += zip(requests, replies, strict=True)
+        sent: Callable[[GenerationRequest], GenerationRequest] = getattr(self._policy, "sent", lambda one: one)
+        self.served += zip(map(sent, requests), replies, strict=True)
         return replies
 
 
@@ -114,7 +115,9 @@ class _WatchedTokens(_Watched):
         return self._tokens.decode(token_ids)
 
 
-def run(policy: Policy, environment: str, n_tasks: int, params: Params) -> Trial:
+def run(
+    policy: Policy, environment: str, n_tasks: int, params: Params, *, ended: Callable[[Trial], None] | None = None
+) -> Trial:
     """Try a policy.
 
     Args:
@@ -122,6 +125,7 @@ def run(policy: Policy, environment: str, n_tasks: int, params: Params) -> Trial
         environment: name of an environment.
         n_tasks: tasks of deploy-train and one scope, one rollout each; later ones read what earlier ones wrote.
         params: budgets, dialect, and the size of the round that is estimated.
+        ended: told what was served before an error or Ctrl-C ended the trial; then that goes on.
 
     Raises:
         SetupError: no such environment, or it has no tasks.
@@ -148,9 +152,13 @@ def run(policy: Policy, environment: str, n_tasks: int, params: Params) -> Trial
             raise SetupError(f"{environment} has no deploy-train tasks", "at least one", "choose another --env")
         with Memory.open(Path(folder) / "live", small.memory) as memory:
             runner = Runner(watched, pool, memory, EpisodeSettings.of(small), outage_retries=small.fast.outage_retries)
-            run_epoch(memory, plan_epoch(small, 1, {environment: tasks}), runner, MaintenanceSettings.of(small))
-            rows, n_entries = list(memory.ledger.rows()), len(memory.entries())
-    return _trial(policy, watched, rows, n_entries, params, small)
+            try:
+                run_epoch(memory, plan_epoch(small, 1, {environment: tasks}), runner, MaintenanceSettings.of(small))
+            except (OpdError, KeyboardInterrupt):
+                if watched.served and ended is not None:
+                    ended(_trial(policy, watched, memory, params, small).model_copy(update={"round": {}}))
+                raise
+            return _trial(policy, watched, memory, params, small)
 
 
 def _related(tasks: Sequence[Task], n: int) -> list[Task]:
@@ -158,9 +166,8 @@ def _related(tasks: Sequence[Task], n: int) -> list[Task]:
     return sorted(tasks, key=lambda task: task.scope != tasks[0].scope)[:n]
 
 
-def _trial(
-    policy: Policy, watched: _Watched, rows: Sequence[LedgerRow], n_entries: int, params: Params, small: Params
-) -> Trial:
+def _trial(policy: Policy, watched: _Watched, memory: Memory, params: Params, small: Params) -> Trial:
+    rows = list(memory.ledger.rows())
     calls = tuple(_shown(policy, request, reply) for request, reply in watched.served)
     ordered = sorted(rows, key=lambda row: row.group == GROUP)
     here, on_device = peak_bytes()
@@ -169,7 +176,7 @@ def _trial(
         dialect=small.policy.dialect,
         calls=calls,
         tried=tuple(_tried(row, small) for row in ordered),
-        n_entries=n_entries,
+        n_entries=len(memory.entries()),
         seconds=round(watched.seconds, 3),
         n_prompt_tokens=sum(call.n_prompt_tokens for call in calls),
         n_reply_tokens=sum(call.n_reply_tokens for call in calls),

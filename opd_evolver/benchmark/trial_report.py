@@ -31,6 +31,8 @@ def report(trial: Trial, *, calls: bool = True) -> str:
         f"{trial.n_entries} memories, at most {trial.peak_bytes / 2**20:.0f} MiB"
     )
     full = trial.round
+    if not full:
+        return printable("\n".join((*lines, "ended by an error before its end: no full round is estimated")))
     trained = full["training_bytes_without_activations"]
     lines.append(
         f"a full fast loop: {full['rollouts']:.0f} rollouts, about {full['prompt_tokens']:,.0f} prompt and "
@@ -48,4 +50,9 @@ def report(trial: Trial, *, calls: bool = True) -> str:
             f"serving {full['episodes_together']:.0f} episodes together: up to {served / 2**20:,.0f} MiB of weights, "
             "keys and values, and a forward pass on top"
         )
-    return "\n".join(lines)
+    return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Text of others as a terminal may be shown it: what would command it, or forge a line, stands as its escape."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)

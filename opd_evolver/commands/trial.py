@@ -16,21 +16,26 @@ def trial(given: argparse.Namespace) -> int:
     """Show prompts, replies, parse failures, rewards and speed, and estimate a full round."""
     if given.tasks < 1:
         raise SetupError(f"--tasks {given.tasks}", "at least 1", "for example --tasks 3")
-    remote = given.policy.startswith(("http://", "https://"))
+    remote = given.policy.lower().startswith(("http://", "https://"))
     if remote and not given.model:
+        from opd_evolver.policy.endpoint.address import TYPED, base_url
+
+        url = base_url(given.policy, TYPED)
         raise SetupError(
-            f"--policy {given.policy} without a model",
+            f"{TYPED} {url} without a model",
             "--model ID, the id under which the server knows it",
-            f"{given.policy.rstrip('/')}/models lists its models",
+            f"{url}/models lists its models",
         )
     if given.model and not remote:
         raise SetupError(f"--model {given.model} with a folder", "a URL as --policy", "leave --model out")
     chosen = _params(given, remote)
-    from opd_evolver.benchmark.trial import run
+    from opd_evolver.benchmark.trial import Trial, run
     from opd_evolver.benchmark.trial_report import report
 
-    done = run(_policy(given, chosen, remote), given.env, given.tasks, chosen)
-    result(done.model_dump(mode="json"), report(done), as_json=given.json)
+    def show(seen: Trial) -> None:
+        result(seen.model_dump(mode="json"), report(seen), as_json=given.json)
+
+    show(run(_policy(given, chosen, remote), given.env, given.tasks, chosen, ended=show))
     return 0
 
 

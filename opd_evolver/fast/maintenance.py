@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from opd_evolver.abilities import dialects
 from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Command, Notes
@@ -21,10 +23,12 @@ from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.store import entry_of
 from opd_evolver.params import DialectName, Params
 from opd_evolver.records import (
+    LEVELS,
     Candidate,
     Entry,
     GenerationRequest,
     LedgerRow,
+    Level,
     MemoryOperation,
     Message,
     Proposal,
@@ -35,7 +39,7 @@ from opd_evolver.records import (
     uuid5_of,
 )
 from opd_evolver.rollout.budget import Unit
-from opd_evolver.rollout.calls import Calls
+from opd_evolver.rollout.calls import Calls, waiting_by_itself
 
 GROUP = "maintain"
 """Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
@@ -52,17 +56,26 @@ class Repository(Protocol):
 
 
 class MaintenanceSettings(Record):
-    """Budgets and sampling of a maintenance episode."""
+    """Budgets and sampling of a maintenance episode. Entries are merged into one of the `levels` alone."""
 
     seed: int
     dialect: DialectName = "terse"
     max_steps: int
     episodes: int = 1
     shown: int
+    levels: tuple[Level, ...] = LEVELS
     alpha: float
     entry_token_budget: int
     budget_unit: Unit = "words"
     sampling: Sampling
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that were made before levels were kept here stay as they were."""
+        tree: dict[str, Any] = dump(self)
+        if self.levels == LEVELS:
+            del tree["levels"]
+        return tree
 
     @classmethod
     def of(cls, params: Params) -> MaintenanceSettings:
@@ -74,6 +87,7 @@ class MaintenanceSettings(Record):
             max_steps=fast.maintain_max_steps,
             episodes=fast.maintain_episodes,
             shown=memory.candidates,
+            levels=memory.levels,
             alpha=memory.alpha,
             entry_token_budget=memory.entry_token_budget,
             budget_unit=memory.budget_unit,
@@ -129,13 +143,14 @@ class _Desk:
     def _lookup(self, query: str) -> str:
         known = {entry.entry_id for entry in self.shown} | self.gone
         limit, alpha = self.settings.shown + len(known), self.settings.alpha
-        found = [
-            hit
-            for domain in self.domains
-            for hit in self.repository.retrieve(
-                query, domain=domain, scope="", limit=limit, alpha=alpha, scope_filter=False
-            )
-        ]
+        with waiting_by_itself():
+            found = [
+                hit
+                for domain in self.domains
+                for hit in self.repository.retrieve(
+                    query, domain=domain, scope="", limit=limit, alpha=alpha, scope_filter=False
+                )
+            ]
         found.sort(key=lambda hit: (-hit[1], hit[0].entry_id))
         return self._show([entry for entry, _ in found if entry.entry_id not in known][: self.settings.shown])
 
@@ -148,7 +163,9 @@ class _Desk:
         return f"found {listed}"
 
     def _merge(self, command: Command, chosen: list[Entry]) -> str:
-        if command.content is None or len({(entry.domain, entry.scope) for entry in chosen}) > 1:
+        if command.content is None or command.content.level not in self.settings.levels:
+            return ERROR
+        if len({(entry.domain, entry.scope) for entry in chosen}) > 1:
             return ERROR
         merged = entry_of(
             Proposal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from opd_evolver.durable import explained
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.policy.weights import (
+    ADAPTER_CONFIG,
     adapter_base,
     adapter_scaling,
     is_adapter,
@@ -117,20 +119,45 @@ def _load_adapter(folder: Path, device: str, dtype: str) -> Checkpoint:
     base = adapter_base(folder)
     for file in weight_files(folder):
         tensors_of(file)
-    model = _load_model(base, dtype)
+    merged = _merged(_load_model(base, dtype), folder, base)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    version = digest_of([weights_digest(base), weights_digest(folder), adapter_scaling(folder)])[:12]
+    return Checkpoint(on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
+
+
+def _merged(model: Any, folder: Path, base: Path) -> Any:
     from peft import PeftModel
 
     try:
-        merged = PeftModel.from_pretrained(model, str(folder), is_trainable=False).merge_and_unload()
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        if not hasattr(tuned, "merge_and_unload"):
+            raise SetupError(
+                f"the adapter {folder} is a {read_json(folder / ADAPTER_CONFIG).get('peft_type')}",
+                "one that can be merged into its base, such as LORA",
+                "choose another policy.path",
+            )
+        # Tensors that do not fit stay random, and peft warns at most; loading once more tells which they are.
+        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+        loaded = tuned.load_adapter(str(folder), "default", key_mapping=mapping)
+        held = tuned.state_dict(keep_vars=True)
+        filled = {id(held[name]) for name in held.keys() - set(loaded.missing_keys)}  # layers may share a tensor
+        lacking = [name for name in loaded.missing_keys if id(held[name]) not in filled]
+        if amiss := lacking or loaded.unexpected_keys:
+            raise CorruptionError(
+                f"the adapter {folder} {'lacks' if lacking else 'holds'} {', '.join(amiss[:3])}"
+                f"{' …' if len(amiss) > 3 else ''}",
+                f"the tensors of the adapter that {ADAPTER_CONFIG} describes over {base}, and no others",
+                "copy the folder again, or write it again with peft's save_pretrained",
+            )
+        return tuned.merge_and_unload()
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise SetupError(
             f"cannot put the adapter {folder} on {base}: {_first_line(error)}",
             "an adapter of that base",
             "check base_model_name_or_path",
         ) from error
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    version = digest_of([weights_digest(base), weights_digest(folder), adapter_scaling(folder)])[:12]
-    return Checkpoint(on_device(merged.eval(), device), load_tokenizer(folder if has_tokenizer else base), version)
 
 
 def _quiet_transformers() -> None:

@@ -123,6 +123,8 @@ class _Batch:
             index = torch.tensor(places, device=self.device)
             self.cache.reorder_cache(index)
             self.mask, self.lengths, logits = self.mask[index], self.lengths[index], logits[index]
+        # A row that is done runs on until it is dropped; there may be no position beyond its last one.
+        self.last = self.lengths - 1 + torch.tensor([self.limits[row] for row in longest_last], device=self.device)
         return logits
 
     def _pieces(self, distinct: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
@@ -149,7 +151,7 @@ class _Batch:
 
     def _forward(self, chosen: torch.Tensor) -> torch.Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        logits = self._call(chosen[:, None], self.mask, self.lengths[:, None], self.cache)
+        logits = self._call(chosen[:, None], self.mask, self.lengths.minimum(self.last)[:, None], self.cache)
         self.lengths = self.lengths + 1
         return logits
 
@@ -169,7 +171,8 @@ class _Batch:
     def _compact(self, running: list[bool], chosen: torch.Tensor) -> torch.Tensor:
         keep = torch.tensor([place for place, row in enumerate(self.rows.tolist()) if running[row]], device=self.device)
         self.cache.reorder_cache(keep)
-        self.rows, self.mask, self.lengths = self.rows[keep], self.mask[keep], self.lengths[keep]
+        self.rows, self.mask = self.rows[keep], self.mask[keep]
+        self.lengths, self.last = self.lengths[keep], self.last[keep]
         return chosen[keep]
 
 

@@ -38,7 +38,7 @@ class LocalPolicy:
     def __init__(
         self, model: Any, tokenizer: Any, version: str, *, threads: int = 1, max_prompt_tokens: int = 768
     ) -> None:
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._positions = positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and max_prompt_tokens > positions:
             raise SetupError(
                 f"policy.max_prompt_tokens = {max_prompt_tokens}",
@@ -144,6 +144,13 @@ class LocalPolicy:
         self.version = version
 
     def _run(self, prompts: Sequence[Sequence[int]], settings: Sequence[Sampling], seeds: Sequence[int]) -> Generated:
+        longest = max((len(ids) + one.max_new_tokens for ids, one in zip(prompts, settings, strict=True)), default=0)
+        if self._positions is not None and longest > self._positions:
+            raise SetupError(
+                f"{longest} tokens of a prompt and the longest reply to it",
+                f"at most {self._positions}, the model's positions",
+                "lower policy.max_prompt_tokens or fast.*_max_new_tokens",
+            )
         with _serving(self.model, self.threads):
             return generate(self.model, prompts, settings, seeds, self.end_ids, self._pad_id)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from opd_evolver.records import Message, Segment
 
 Size = Callable[[Sequence[Message]], int]
+# Characters: without fewer, a prompt would hardly be another.
+_LEAST_CUT = 200
 
 
 def cut(messages: Sequence[Message], limit: int, size: Size) -> tuple[Message, ...] | None:
@@ -33,6 +35,22 @@ def cut(messages: Sequence[Message], limit: int, size: Size) -> tuple[Message, .
     if size(kept) <= limit:
         return kept
     return _with_cut_segment(kept, limit, size)
+
+
+def shorter(messages: Sequence[Message]) -> tuple[Message, ...] | None:
+    """Messages without a quarter of the history that is left, or None when hardly any is; for whoever cannot count.
+
+    Args:
+        messages: as of `cut`; lengths are those of texts.
+    """
+    history = sum(len(one.text) for message in messages for one in message.segments if one.kind in ("history", "reply"))
+    if history < _LEAST_CUT:
+        return None
+    return cut(messages, _n_characters(messages) - max(history // 4, _LEAST_CUT), _n_characters)
+
+
+def _n_characters(messages: Sequence[Message]) -> int:
+    return sum(len(segment.text) for message in messages for segment in message.segments)
 
 
 def _has_hindsight(message: Message) -> bool:

@@ -100,6 +100,33 @@ def adapter_scaling(folder: Path) -> str:
     return canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
 
 
+def check_positions(path: str | Path, *, prompt: int, reply: int) -> None:
+    """Whether the longest prompt and reply have positions in the model of `policy.path`, before a run is begun.
+
+    Args:
+        path: folder, or `seed`; of an adapter its base is asked.
+        prompt: `policy.max_prompt_tokens`.
+        reply: the longest of `fast.*_max_new_tokens`.
+
+    Raises:
+        SetupError: they do not, which would end the run in mid-round.
+        CorruptionError: the configuration cannot be read.
+    """
+    folder = resolve(path)
+    config = read_json((adapter_base(folder) if is_adapter(folder) else folder) / "config.json")
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int) or prompt + reply <= positions:
+        return
+    fitting = positions - reply
+    raise SetupError(
+        f"policy.max_prompt_tokens = {prompt}: with a reply of {reply} up to {prompt + reply} tokens",
+        f"at most {positions}, the model's positions",
+        f"set policy.max_prompt_tokens={fitting}" if fitting > 0 else "lower fast.*_max_new_tokens",
+    )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model or adapter in `folder`.
 

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from opd_evolver.errors import SetupError
+from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.records import Ability, CallRecord, GenerationRequest, Prompt, Reply, Sampling
 from opd_evolver.rollout.seeds import call_seed
 
 Call = Generator[GenerationRequest, Reply, Reply]
+
+
+class StayedDown(OutageError):
+    """An outage of what has waited by itself: an episode that began anew would wait as long once more."""
+
+
+@contextmanager
+def waiting_by_itself() -> Iterator[None]:
+    """For calls into a memory, whose server or embedder waits as long as the site's patience says.
+
+    Raises:
+        StayedDown: in place of its outage.
+    """
+    try:
+        yield
+    except OutageError as outage:
+        raise StayedDown(outage.seen, outage.expected, outage.mend) from outage
 
 
 @dataclass

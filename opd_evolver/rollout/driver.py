@@ -1,8 +1,9 @@
-"""The lock-step driver: feeds many episodes from one policy, and bridges outages.
+"""The lock-step driver: feeds many episodes from one policy, and bridges outages of their environments.
 
 A micro-batch's requests are collected in a fixed order and answered by one `generate`, so a
 batch's make-up depends on the episodes alone. After an outage the episode starts anew and its
 replies so far are replayed: the batch goes on as if nothing had happened, byte for byte.
+Policy and memory wait by themselves, as long as the site's patience says; their outages end the step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 from opd_evolver.errors import OutageError
 from opd_evolver.policy.protocol import Policy
 from opd_evolver.records import GenerationRequest, Reply
+from opd_evolver.rollout.calls import StayedDown
 
 Result = TypeVar("Result")
 Start = Callable[[], Generator[GenerationRequest, Reply, Result]]
@@ -56,6 +58,9 @@ class _Live(Generic[Result]):
         while True:
             try:
                 return advance()
+            except StayedDown as outage:
+                self.close()
+                raise OutageError(outage.seen, outage.expected, outage.mend) from outage
             except OutageError as outage:
                 self.close()
                 self._attempt += 1
@@ -99,22 +104,14 @@ class _Live(Generic[Result]):
         self.request, self._run = None, None
 
 
-def _generate(policy: Policy, requests: Sequence[GenerationRequest], outage_retries: int, sleep: Sleep) -> list[Reply]:
-    for attempt in range(1, outage_retries + 1):
-        try:
-            return policy.generate(requests)
-        except OutageError:
-            sleep(pause_s(attempt))
-    return policy.generate(requests)
-
-
 def _lock_step(policy: Policy, starts: Sequence[Start[Result]], outage_retries: int, sleep: Sleep) -> list[Result]:
     lives = [_Live(start, outage_retries, sleep) for start in starts]
     try:
         for live in lives:
             live.begin()
         while waiting := [(live, live.request) for live in lives if live.request is not None]:
-            replies = _generate(policy, [request for _, request in waiting], outage_retries, sleep)
+            # What a policy raises is final: an endpoint has waited as long as it may.
+            replies = policy.generate([request for _, request in waiting])
             for (live, _), reply in zip(waiting, replies, strict=True):
                 live.answer(reply)
         return [result for live in lives for result in live.results]
@@ -137,7 +134,8 @@ def drive(
         policy: answers requests.
         starts: each begins one episode; called again when an outage interrupts it.
         batch: episodes per micro-batch. Fixed by the parameters, never by the number of workers.
-        outage_retries: restarts an episode may take before the step fails.
+        outage_retries: restarts an episode may take before the step fails; none for policy and memory, which wait by
+            themselves.
         sleep: waits the given seconds; injected by tests.
 
     Raises:

@@ -28,7 +28,7 @@ from opd_evolver.records import (
     TurnRecord,
 )
 from opd_evolver.rollout import tools
-from opd_evolver.rollout.calls import Calls
+from opd_evolver.rollout.calls import Calls, waiting_by_itself
 from opd_evolver.rollout.seeds import uniform
 from opd_evolver.rollout.settings import EpisodeSettings, Rollout
 from opd_evolver.sandbox import available
@@ -81,14 +81,15 @@ def _read(rollout: Rollout, memory: MemoryView | None, settings: EpisodeSettings
             "pass the memory, or EpisodeSettings.of(params, read=False)",
         )
     task = rollout.task
-    found = memory.retrieve(
-        task.text,
-        domain=task.domain,
-        scope=task.scope,
-        limit=settings.candidates,
-        alpha=settings.alpha,
-        scope_filter=settings.scope_filter,
-    )
+    with waiting_by_itself():
+        found = memory.retrieve(
+            task.text,
+            domain=task.domain,
+            scope=task.scope,
+            limit=settings.candidates,
+            alpha=settings.alpha,
+            scope_filter=settings.scope_filter,
+        )
     return tuple(found[: settings.candidates])
 
 
@@ -209,20 +210,20 @@ def _write(
     written = write.parse(
         reply.text,
         limit=settings.write_limit,
+        levels=settings.levels,
         task_text=task.text,
         turns=played.turns,
         episode_return=played.episode_return,
         success=played.success,
     )
-    contents = tuple(content for content in written.contents if content.level in settings.levels)
-    unwanted = tuple(f"level: {one.level} is off" for one in written.contents if one.level not in settings.levels)
+    contents = written.contents
     if isinstance(env, Notes):
         contents = tuple(env.noted(task, content) for content in contents)
     proposals = tuple(
         Proposal(domain=task.domain, scope=task.scope, content=content, source_episodes=(rollout.rollout_id,))
         for content in contents
     )
-    return proposals, (*written.rejected, *unwanted)
+    return proposals, written.rejected
 
 
 def _row(rollout: Rollout, selection: Selection, played: Played, calls: Calls, renderer: str) -> LedgerRow:
@@ -276,7 +277,8 @@ def episode(
         sandbox: where saved python and bash tools run; one that gives None shows them only.
 
     Raises:
-        OutageError: the environment, the sandbox or the store is down; the driver retries, no episode fails of it.
+        OutageError: the environment, the sandbox or the store is down; no episode fails of it. The driver tries the
+            first two again.
         SetupError: the memory is missing, or the policy changed in mid-episode.
 
     Paper: fast loop, steps 1 to 4. Differs: an unreadable selection falls back to the top of the

@@ -41,13 +41,13 @@ SYSTEM = system(
     "Thought: why\nAction: the action, in one line\n\n"
     'Or reply with one tool call: <tool_call>{"name": "act", "arguments": {"action": "the action"}}</tool_call>'
 )
-_LABEL = re.compile(r"^[\s>#*_-]*(?:final\s+)?action(?:\s*\d+)?\s*[*_]*\s*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
-_INPUT = re.compile(r"^[\s>#*_-]*action[ _]input(?:\s*\d+)?\s*[*_]*\s*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
-_OTHER = re.compile(r"^[\s>#*_-]*(?:observation|thought|result)\s*\d*\s*[*_]*\s*:", re.IGNORECASE)
+_LABEL = re.compile(r"^[\s>#*_-]*(?:final\s+)?action(?:\s*\d+)?[\s*_]*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
+_INPUT = re.compile(r"^[\s>#*_-]*action[ _]input(?:\s*\d+)?[\s*_]*:[*_]*[ \t]*(.*)$", re.IGNORECASE)
+_OTHER = re.compile(r"^[\s>#*_-]*(?:observation|thought|result)(?:\s*\d+)?[\s*_]*:", re.IGNORECASE)
 _OPENED = re.compile(r"(\*+)(?=final|action)", re.IGNORECASE)
 _BOLD = re.compile(r"(\*{1,3})([^\s*](?:.*[^\s*])?)\1")
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_TAG, _TAG_END = re.compile("<action>", re.IGNORECASE), re.compile("</action>", re.IGNORECASE)
 _FENCED = re.compile(r"\A```[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _ACTING = {"act", "action", "step", "execute", "environment", "env", "do"}
 # Keys under which a text is a line of arguments, as behind a tool's name.
@@ -124,7 +124,7 @@ def _called(text: str) -> str | None:
 
 
 def _action_of(tree: Any) -> str | None:
-    """`{"name": …, "arguments": {…}}` or `{"action": "…"}`, also wrapped in `function`."""
+    """`{"name": …, "arguments": {…}}`, `{"action": "…"}` or `{"action": …, "action_input": …}`, also in `function`."""
     if not isinstance(tree, dict):
         return None
     inner = reading.field(tree, "function")
@@ -133,6 +133,8 @@ def _action_of(tree: Any) -> str | None:
     arguments = reading.field(tree, "arguments", "parameters", "args", "input")
     if isinstance(arguments, str) and (unpacked := next(iter(reading.values(arguments)), None)) is not None:
         arguments = unpacked
+    if not name and (given := reading.field(tree, "action_input")) not in (None, "", [], {}):
+        name, arguments = reading.text_of(tree, "action"), given
     if not name:
         return _line(reading.text_of(tree, "action", "command")) or None
     if name.lower() in _ACTING:
@@ -175,17 +177,19 @@ def _word(value: str) -> str:
 
 
 def _labelled(text: str) -> str | None:
-    """What stands behind the first `Action:`, on its line, in the fence or on the line below it."""
+    """What stands behind the first `Action:`, on its line, in the fence or on the line below it; JSON over lines."""
     lines = text.splitlines()
     for place, line in enumerate(lines):
         if _INPUT.match(line) or (matched := _LABEL.match(line)) is None:
             continue
         below = lines[place + 1 :]
         action = _unbold(line[: matched.start(1)], matched[1].strip())
-        if not action or action.startswith("```"):
-            action = _fenced("\n".join([action, *below]).strip())
-        elif action[:1] == "{" and (call := next(iter(reading.values(action)), None)) is not None:
-            return _action_of(call)
+        if not action or action.startswith(("```", "{")):
+            rest = "\n".join([action, *below]).strip()
+            action = _fenced(rest)
+            call = reading.leading_object(rest if rest.startswith("{") else action.strip())
+            if call is not None:
+                return _action_of(call)
         for following in below:
             if (_LABEL.match(following) and not _INPUT.match(following)) or _OTHER.match(following):
                 break
@@ -219,15 +223,16 @@ def _fenced(text: str) -> str:
 
 
 def _tagged(text: str) -> str | None:
-    matched = _TAG.search(text)
-    return _line(matched[1]) or None if matched else None
+    begun = _TAG.search(text)
+    end = _TAG_END.search(text, begun.end()) if begun else None
+    return _line(text[begun.end() : end.start()]) or None if begun and end else None
 
 
 def _line(action: str) -> str:
     """An action without quotes of code around it; several lines stay several."""
     text = "\n".join(line.strip() for line in action.strip().splitlines() if line.strip())
-    if len(text) > 1 and text[0] == text[-1] == "`":
-        text = text.strip("`").strip()
+    if len(text) > 1 and text[0] == text[-1] == "`" and "`" not in (inside := text.strip("`")):
+        text = inside.strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2:
         text = text[1:-1].strip()
     return text

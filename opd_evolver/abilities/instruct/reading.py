@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from opd_evolver.policy.thinking import without_thinking
@@ -19,13 +20,15 @@ _MOST_LITERAL = 4000
 # Beyond these, writing a value down again fails: json.dumps by its depth, str by its digits.
 _MOST_DEEP = 40
 _MOST_BITS = 4096
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)```", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[\w+-]*[ \t]*\n?")
 _TRAILING = re.compile(r",(\s*[}\]])")
 _HANDLE = re.compile(r"[\[(`#]{0,2}m?(\d{1,3})[\])`]{0,2}(?=$|[\s:,;])", re.IGNORECASE)
 _BARE = re.compile(
     r"(?:[A-Za-z ]{1,24}:)?\s*(?P<list>none|\[?m\d{1,3}\]?(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+|\s+)\[?m\d{1,3}\]?)*)\.?",
     re.IGNORECASE,
 )
+_SECOND = re.compile(r"\bm\d{1,3}\b|[\[#]\d|^\s*(?:[,;]|and\b|or\b|to\b)\s*\d", re.IGNORECASE)
 _BARE_HANDLE = re.compile(r"m(\d{1,3})", re.IGNORECASE)
 
 
@@ -38,7 +41,7 @@ def values(text: str) -> list[Any]:
     """JSON objects in a text, in order; a list only where the text, or a fence of it, is nothing else."""
     if _is_tree(whole := _forgiving(text)):
         return [whole]
-    if fenced := [tree for inside in _FENCE.findall(text) if _is_tree(tree := _forgiving(inside))]:
+    if fenced := [tree for inside in _fenced(text) if _is_tree(tree := _forgiving(inside))]:
         return fenced
     found, at = [], text.find("{")
     for _ in range(_MOST_STARTS):
@@ -49,6 +52,25 @@ def values(text: str) -> list[Any]:
             found.append(tree)
         at = text.find("{", end)
     return found
+
+
+def leading_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text begins with, whatever comes after it."""
+    if text[:1] != "{":
+        return None
+    found = (_forgiving(text), _forgiving(text.split("\n", 1)[0]), _object_at(text, 0)[0])
+    return next((tree for tree in found if isinstance(tree, dict)), None)
+
+
+def _fenced(text: str) -> Iterator[str]:
+    """What stands in closed fences, without the language. Found step by step: a pattern would try every start anew."""
+    at = text.find(_FENCE)
+    while at >= 0 and (begun := _LANGUAGE.match(text, at + len(_FENCE))):
+        end = text.find(_FENCE, begun.end())
+        if end < 0:
+            return
+        yield text[begun.end() : end]
+        at = text.find(_FENCE, end + len(_FENCE))
 
 
 def _is_tree(value: Any) -> bool:
@@ -133,7 +155,7 @@ def text_of(tree: dict[str, Any], *names: str) -> str:
 
 
 def handles(value: Any) -> list[int] | None:
-    """Handles of a JSON value (`["m1", 2, "[m3] tip"]`, `"m1"`, `[]`, `"none"`); None when one is no handle."""
+    """Handles of a JSON value (`["m1", 2, "[m3] tip"]`, `"m1, m3"`, `[]`, `"none"`); None when one is no handle."""
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
         return []
     if isinstance(value, str):
@@ -148,11 +170,22 @@ def handles(value: Any) -> list[int] | None:
             item = field(item, "handle", "id", "entry", "note")
         if isinstance(item, bool) or not isinstance(item, (int, str)):
             return None
-        matched = _HANDLE.match(str(item).strip())
-        if matched is None:
+        named = [item] if isinstance(item, int) else _item_handles(item.strip())
+        if named is None:
             return None
-        found.append(int(matched[1]))
+        found += named
     return found
+
+
+def _item_handles(item: str) -> list[int] | None:
+    """Handles of one item of a list: nothing but handles, or one in front of what it names (`[m3] tip for zora`)."""
+    if (several := bare_handles(item)) is not None:
+        return several
+    matched = _HANDLE.match(item)
+    if matched is None:
+        return None
+    is_marked, rest = not matched[0].isdigit(), item[matched.end() :]
+    return [int(matched[1])] if not rest or (is_marked and _SECOND.search(rest) is None) else None
 
 
 def bare_handles(line: str) -> list[int] | None:

@@ -9,7 +9,7 @@ Paper: fast loop step 4 and the write view of the slow loop.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from opd_evolver.abilities import write as terse
@@ -30,9 +30,11 @@ from opd_evolver.abilities.write import Written
 from opd_evolver.memory.acceptance import ACTIONS
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.records import (
+    LEVELS,
     Attribution,
     Content,
     Entry,
+    Level,
     Prompt,
     Segment,
     SkillContent,
@@ -108,6 +110,7 @@ def parse(
     reply: str,
     *,
     limit: int,
+    levels: Collection[Level] = LEVELS,
     task_text: str = "",
     turns: Sequence[TurnRecord] = (),
     episode_return: float = 0.0,
@@ -123,7 +126,7 @@ def parse(
     def episode() -> Content | None:
         return terse.trajectory(task_text, turns, episode_return, success)
 
-    return terse.admitted(((_content(tree, episode()), _shown(tree)) for tree in trees), limit)
+    return terse.admitted(((_content(tree, episode()), _shown(tree)) for tree in trees), limit, levels)
 
 
 def content_of(tree: Any) -> Content | None:

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from opd_evolver.console import say
 from opd_evolver.errors import SetupError
 from opd_evolver.policy.endpoint import wire
 from opd_evolver.policy.endpoint.address import Address, address
-from opd_evolver.policy.endpoint.client import Client, Sleep
+from opd_evolver.policy.endpoint.client import Client, Sleep, TooLong
 from opd_evolver.policy.endpoint.usage import FILE, Prices, UsageLedger
+from opd_evolver.policy.truncation import shorter
 from opd_evolver.records import GenerationRequest, Reply, canonical_json
 
 T = TypeVar("T")
@@ -52,25 +54,34 @@ class EndpointPolicy:
         self.usage = usage or UsageLedger(model, Prices(), None)
         self._sleep, self._jitter = sleep, jitter
         self._kept: dict[str, Reply] = {}
+        self._sent: dict[str, GenerationRequest] = {}
+        self._told = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
         """Answer every request, in order, several at a time.
 
-        What was answered before an outage is kept: the same batch, asked again, pays only for the rest.
+        What was answered before an outage is kept: the same batch, asked again, pays only for the rest. A prompt that
+        the server finds too long for its context is asked again without the middle of its history.
 
         Raises:
             OutageError: the server stayed down.
             SetupError: it refuses, or is no chat endpoint.
         """
         began = time.monotonic()
+        if not self._kept:
+            self._sent.clear()
         try:
             replies = self._run(self._all(requests))
         finally:
             self.usage.write(time.monotonic() - began)
         self._kept.clear()
         return replies
+
+    def sent(self, request: GenerationRequest) -> GenerationRequest:
+        """A request of the last batch as it was sent: a prompt longer than the server's context was cut."""
+        return self._sent.get(canonical_json(request), request)
 
     def close(self) -> None:
         """Close connections and the thread that serves them; the next `generate` opens them again."""
@@ -98,9 +109,8 @@ class EndpointPolicy:
         key = canonical_json(request)
         if key in self._kept:
             return self._kept[key]
-        stream, ability = self.where.stream, request.prompt.ability
-        answer, n_failed = await client.ask(wire.body(self.model, request, thinking=self.thinking, stream=stream))
-        self.usage.add(ability, answer.tokens, n_failed)
+        answer, n_failed = await self._answer(client, key, request)
+        self.usage.add(request.prompt.ability, answer.tokens, n_failed)
         tokens = answer.tokens or wire.Tokens(0, 0)
         reply = Reply(
             text=answer.text,
@@ -112,6 +122,25 @@ class EndpointPolicy:
         )
         self._kept[key] = reply
         return reply
+
+    async def _answer(self, client: Client, key: str, request: GenerationRequest) -> tuple[wire.Answer, int]:
+        """Ask; of a prompt that is too long for the server leave out a part of the history until it is not."""
+        sent, n_refused = request, 0
+        while True:
+            body = wire.body(self.model, sent, thinking=self.thinking, stream=self.where.stream)
+            try:
+                answer, n_failed = await client.ask(body)
+                return answer, n_failed + n_refused
+            except TooLong as refusal:
+                kept = shorter(sent.prompt.messages)
+                if kept is None:
+                    raise refusal.error from None
+            if not self._told:
+                self._told = True
+                say(f"prompts longer than the context of {self.where.url} are sent without the middle of their history")
+            n_refused += 1
+            sent = sent.model_copy(update={"prompt": sent.prompt.model_copy(update={"messages": kept})})
+            self._sent[key] = sent
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on a loop of its own in a thread, so that it works inside other loops, and Ctrl-C ends it at once."""

@@ -67,10 +67,12 @@ class Address(Record):
 
     def scrubbed(self, text: str) -> str:
         """`text` without this site's secrets: servers repeat a wrong key in their answers."""
-        for value in self.headers.values():
-            for secret in {value.get_secret_value(), value.get_secret_value().removeprefix("Bearer ")}:
-                if secret:
-                    text = text.replace(secret, "***")
+        secrets = {value.get_secret_value() for value in self.headers.values()}
+        secrets |= {secret.removeprefix("Bearer ") for secret in secrets}
+        # As it stands, and as JSON or a printed object would quote it; the longest first, for one may hold another.
+        forms = {form for one in secrets for form in (one, json.dumps(one)[1:-1], repr(one)[1:-1])}
+        for form in sorted(forms - {""}, key=len, reverse=True):
+            text = text.replace(form, "***")
         return text
 
 
@@ -88,7 +90,7 @@ def address(settings: Settings, typed: str | None = None) -> Address:
     given, named_by = (settings.endpoint_url, URL) if typed is None else (typed, TYPED)
     if given is None:
         raise SetupError("policy.backend is endpoint and no server is named", "its base URL", f"set {URL}={_EXAMPLE}")
-    url = _url(given, named_by)
+    url = base_url(given, named_by)
     if typed is not None and _is_foreign(settings, url):
         say(f"{url} is not the server of {URL}: {KEY} and {HEADERS} are not sent to it")
         settings = settings.model_copy(update={"endpoint_api_key": None, "endpoint_headers": None})
@@ -126,7 +128,12 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
         return None
 
 
-def _url(given: str, named_by: str) -> str:
+def base_url(given: str, named_by: str) -> str:
+    """A URL as it may be printed and asked, without the path of chat completions.
+
+    Raises:
+        SetupError: it is none, or carries secrets; never shows them.
+    """
     try:
         parts = urlsplit(given)
         port, host = parts.port, parts.hostname
@@ -139,8 +146,11 @@ def _url(given: str, named_by: str) -> str:
             f"put secrets into {KEY} or {HEADERS}",
         )
     if parts.scheme not in ("http", "https") or not host or port == 0 or any(one.isspace() for one in given):
+        hidden = any(mark in given for mark in "@?#")
         raise SetupError(
-            f"{named_by}={given}", f"http(s)://host:port/v1, such as {_EXAMPLE}", f"set {named_by} to such a value"
+            f"{named_by} is no such URL (not shown: it may hold secrets)" if hidden else f"{named_by}={given}",
+            f"http(s)://host:port/v1, such as {_EXAMPLE}",
+            f"set {named_by} to such a value",
         )
     return given.rstrip("/").removesuffix("/chat/completions")
 

@@ -35,6 +35,14 @@ class _Passing(Exception):
         self.seen, self.after_s = seen, after_s
 
 
+class TooLong(Exception):
+    """The server says that a prompt is longer than its context. `error`: what that is if nothing can be left out."""
+
+    def __init__(self, error: SetupError) -> None:
+        super().__init__(error.seen)
+        self.error = error
+
+
 class Gate:
     """Lets requests start one by one: evenly spaced under a rate limit, and not before a server wants more."""
 
@@ -84,6 +92,7 @@ class Client:
         Raises:
             OutageError: the server kept failing longer than OPD_ENDPOINT_PATIENCE_S.
             SetupError: the server refuses the request, or what it says is no chat completion.
+            TooLong: it refuses the request for its length.
         """
         async with self._in_flight:
             began: float | None = None
@@ -96,9 +105,10 @@ class Client:
                     last = failure
                 except wire.Malformed as failure:
                     n_malformed += 1
+                    seen = failure.told(self.where.scrubbed)
                     if n_malformed >= MOST_MALFORMED:
-                        raise self._no_endpoint(str(failure)) from None
-                    last = _Passing(f"answers with {failure}")
+                        raise self._no_endpoint(seen) from None
+                    last = _Passing(f"answers with {seen}")
                 n_failed += 1
                 now = time.monotonic()
                 began = now if began is None else began
@@ -151,7 +161,7 @@ class Client:
         except TimeoutError:
             raise _Passing(f"has not answered within {self.where.timeout_s:g} s") from None
         except wire.Broken as failure:
-            raise _Passing(self.where.scrubbed(f"broke off: {failure}")) from None
+            raise _Passing(f"broke off: {failure.told(self.where.scrubbed)}") from None
         except httpx.DecodingError:
             raise wire.Malformed("a body that cannot be decompressed") from None
         except httpx.TransportError as failure:
@@ -172,7 +182,7 @@ class Client:
 
     def _refusal(self, response: httpx.Response, model: str, raw: bytes) -> Exception:
         """What a status other than 200 means."""
-        status, said = response.status_code, self.where.scrubbed(wire.error_text(raw))
+        status, said = response.status_code, wire.brief(wire.error_text(raw), self.where.scrubbed)
         url = self.where.named_by
         seen = f"{status}{f': {said}' if said else ''}"
         if may_pass(status):
@@ -189,15 +199,17 @@ class Client:
             )
         if 300 <= status < 400:
             return SetupError(f"{self.where.url} redirects ({status})", "the final address", f"set {url} to it")
-        return SetupError(
+        error = SetupError(
             f"{self.where.url} refuses the request ({seen})",
             "a request within the server's limits",
-            "lower memory.entry_token_budget or fast.*_max_new_tokens, set policy.thinking to null, or mend the server",
+            "lower memory.entry_token_budget, fast.max_steps or fast.*_max_new_tokens, set policy.thinking to null, or "
+            "mend the server",
         )
+        return TooLong(error) if status == 413 or wire.is_too_long(raw) else error
 
     def _no_endpoint(self, seen: str) -> OpdError:
         return SetupError(
-            self.where.scrubbed(f"{self.where.url} answers 200 with {seen}, {MOST_MALFORMED} times"),
+            f"{self.where.url} answers 200 with {seen}, {MOST_MALFORMED} times",
             "a chat completion: choices[0].message",
             f"set {self.where.named_by} to an OpenAI-compatible server (it mostly ends in /v1)",
         )

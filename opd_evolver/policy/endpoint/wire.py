@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from opd_evolver.policy.thinking import without_thinking
@@ -22,7 +22,12 @@ _ROLE_MARKS = re.compile(
     re.IGNORECASE,
 )
 _BLOCK_MARKS = re.compile(r"<(?=/?(?:think|thinking|tool_call|tool_response|tools)>)", re.IGNORECASE)
-_SHOWN = 300
+# How servers say that a prompt is longer than their context. What is wrongly taken for it costs refusals alone.
+_TOO_LONG = re.compile(
+    rb"context[ _](?:length|size|window)|model length|too long|token count|reduce the length|`inputs`",
+    re.IGNORECASE,
+)
+_SHOWN, _SHOWN_MALFORMED = 300, 80
 
 
 class Tokens(NamedTuple):
@@ -43,11 +48,32 @@ class Answer(NamedTuple):
     tokens: Tokens | None
 
 
-class Malformed(Exception):
+Scrub = Callable[[str], str]
+
+
+def brief(said: str, scrub: Scrub, most: int = _SHOWN) -> str:
+    """What a server says in one short line. Scrubbed first: of a key that lies across the cut, a part would stay."""
+    return " ".join(scrub(said).split())[:most]
+
+
+class Failed(Exception):
+    """An answer that is none. `said` is the server's own text, whole and with whatever secrets it repeats."""
+
+    def __init__(self, seen: str, said: str = "") -> None:
+        super().__init__(seen)
+        self.seen, self._said = seen, said
+
+    def told(self, scrub: Scrub) -> str:
+        """What was seen, with the beginning of what the server said."""
+        said = brief(self._said, scrub, _SHOWN_MALFORMED if isinstance(self, Malformed) else _SHOWN)
+        return f"{self.seen} ({said!r})" if said else self.seen
+
+
+class Malformed(Failed):
     """A complete answer that is no chat completion."""
 
 
-class Broken(Exception):
+class Broken(Failed):
     """An answer that ended too early, or in which the server says that it failed."""
 
 
@@ -114,14 +140,18 @@ def whole(raw: bytes) -> Answer:
 
 
 def error_text(raw: bytes) -> str:
-    """What a server says about a failure: `{"error": {"message": …}}`, `{"message": …}`, or its first line."""
+    """All a server says about a failure: `{"error": {"message": …}}`, `{"message": …}`, or the body as it is."""
     try:
         tree = _tree(raw)
     except Malformed:
-        return " ".join(raw[: 4 * _SHOWN].decode(errors="replace").split())[:_SHOWN]
+        return raw.decode(errors="replace")
     error = tree.get("error", tree)
-    said = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(said).split())[:_SHOWN]
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def is_too_long(raw: bytes) -> bool:
+    """Whether a refusal speaks of the prompt's length."""
+    return _TOO_LONG.search(raw) is not None
 
 
 class Stream:
@@ -191,8 +221,8 @@ def _tree(raw: bytes) -> dict[str, Any]:
     try:
         tree = json.loads(raw)
     except (ValueError, RecursionError):
-        shown = " ".join(raw[:_SHOWN].decode(errors="replace").split())[:80]
-        raise Malformed(f"no JSON ({shown!r})" if shown else "an empty body") from None
+        said = raw.decode(errors="replace")
+        raise Malformed("no JSON" if said.strip() else "an empty body", said) from None
     if not isinstance(tree, dict):
         raise Malformed(f"JSON that is no object ({type(tree).__name__})")
     return tree
@@ -200,10 +230,10 @@ def _tree(raw: bytes) -> dict[str, Any]:
 
 def _choices(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
     if tree.get("error"):
-        raise Broken(f"the server reports: {error_text(json.dumps(tree).encode())}")
+        raise Broken("the server reports a failure", error_text(json.dumps(tree).encode()))
     choices = tree.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise Malformed(f"an object without choices (keys: {', '.join(map(str, tree))[:80] or 'none'})")
+        raise Malformed("an object without choices", f"keys: {', '.join(tree) or 'none'}")
     return choices
 
 
