@@ -15,7 +15,7 @@ from opd_evolver.errors import OutageError
 from opd_evolver.fast.committer import commit_wave, is_committed, memory_state
 from opd_evolver.fast.epoch import run_epoch
 from opd_evolver.fast.maintenance import MaintenanceSettings
-from opd_evolver.fast.microbatch import Inputs, file_name, read_wave, run_microbatches
+from opd_evolver.fast.microbatch import file_name, run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params
@@ -113,20 +113,25 @@ def test_the_number_of_shards_changes_no_byte(default: Outcome, tmp_path: Path, 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 3])
 def test_workers_that_share_nothing_but_files_change_no_byte(default: Outcome, tmp_path: Path, n_workers: int) -> None:
-    """Each worker opens the memory for reading, has a policy and a folder of its own, and comes in any order."""
+    """Each worker opens the memory for reading, has a policy of its own, and comes in any order."""
     waves = plan_epoch(PARAMS, 1, tasks())
     settings = EpisodeSettings.of(PARAMS)
     Memory.open(tmp_path / "live", PARAMS.memory).close()
     for wave in waves:
-        folders = [tmp_path / f"wave-{wave.index}" / f"worker-{worker}" for worker in range(n_workers)]
+        folder = tmp_path / f"wave-{wave.index}"
         for worker in reversed(range(n_workers)):
             with Memory.open(tmp_path / "live", PARAMS.memory, read_only=True) as view, EnvironmentPool(load) as pool:
                 state = memory_state(view, wave)
                 runner = Runner(Recorder(keeper), pool, view, settings, 0)
                 indices = shard_indices(wave, worker, n_workers)
-                run_microbatches(wave, indices, runner, memory_state=state, folder=folders[worker])
-        with Memory.open(tmp_path / "live", PARAMS.memory) as memory:
-            results = read_wave(wave, folders, Inputs(settings, "scripted", memory_state(memory, wave)))
+                run_microbatches(wave, indices, runner, memory_state=state, folder=folder)
+        with Memory.open(tmp_path / "live", PARAMS.memory) as memory, EnvironmentPool(load) as pool:
+            unasked = Recorder(keeper)
+            barrier = Runner(unasked, pool, memory, settings, 0)
+            state = memory_state(memory, wave)
+            everything = range(len(wave.microbatches))
+            results = run_microbatches(wave, everything, barrier, memory_state=state, folder=folder)
+            assert not unasked.batches
             commit_wave(memory, wave, results)
             _maintain_only(memory, wave)
     with Memory.open(tmp_path / "live", PARAMS.memory) as memory:

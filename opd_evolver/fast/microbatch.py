@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from opd_evolver.durable import write_text
-from opd_evolver.errors import CorruptionError, SchemaError, SetupError
+from opd_evolver.errors import SchemaError, SetupError
 from opd_evolver.fast.wave import Wave
 from opd_evolver.records import SCHEMA_VERSION, Episode, canonical_json, digest_of
 from opd_evolver.rollout.runner import Runner
@@ -130,27 +130,6 @@ def run_microbatches(
         results.append(MicrobatchResult(index, episodes))
         if done is not None:
             done(number, len(wanted))
-    return results
-
-
-def read_wave(wave: Wave, folders: Sequence[Path], inputs: Inputs) -> list[MicrobatchResult]:
-    """All micro-batches of a wave, gathered from the shards' folders.
-
-    Raises:
-        CorruptionError: one is missing or does not fit.
-    """
-    results = []
-    for index in range(len(wave.microbatches)):
-        key = key_of(wave, index, inputs)
-        found = (read(folder / file_name(index), key) for folder in folders)
-        episodes = next((one for one in found if one is not None), None)
-        if episodes is None:
-            raise CorruptionError(
-                f"wave {wave.name} has no valid {file_name(index)} in {', '.join(map(str, folders)) or 'no folder'}",
-                "one from every shard, made from this memory and policy",
-                "opd resume (runs the missing micro-batches)",
-            )
-        results.append(MicrobatchResult(index, episodes))
     return results
 
 
