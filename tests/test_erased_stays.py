@@ -10,6 +10,7 @@ import pytest
 from rollout_world import agent
 
 from opd_evolver import lineage, step
+from opd_evolver.durable import write_text
 from opd_evolver.lineage import Run
 from opd_evolver.memory import edits
 from opd_evolver.memory.store import Memory
@@ -61,6 +62,8 @@ def test_behind_a_rollback_to_a_round_without_it_nothing_learns_it_again(project
     run = lineage.open_run(project, NAME)
     play(run, 2)
     learnt = secrets(run, 2)
+    for log in (run.paths.step(2, "wave-00").with_suffix(".err"), run.paths.step(2, "distil") / "work" / "rank-0.err"):
+        write_text(log, f"ValueError: {SECRET}\n")
     assert learnt and telling_files(run)
     for one in learnt:
         forget.forget(project, NAME, one.entry_id, "asked")

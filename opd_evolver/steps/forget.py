@@ -228,7 +228,12 @@ def _summary(run: Run, folder: Path) -> None:
 
 
 def _working_files(run: Run) -> None:
-    """Micro-batches, example sets and Data Docs show the text; all that still needs them makes them again."""
+    """Micro-batches, example sets and Data Docs show the text; all that still needs them makes them again.
+
+    So may what a step said on stderr, by a traceback.
+    """
+    for path in (run.paths.run / "steps").rglob("*.err"):
+        path.unlink()
     for folder in (run.paths.run / "steps").glob("round-*/contracts/data_docs"):
         shutil.rmtree(folder)
     for folder in (run.paths.run / "steps").glob("round-*/wave-*/microbatches"):
