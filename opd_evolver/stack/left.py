@@ -5,6 +5,7 @@ Nobody else ends it: such a server sits in no service's record. So each child of
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -17,15 +18,17 @@ FLOW = "EVOLVER_FLOW"
 def mark(project: Path) -> None:
     """Let every child of this process say whose it is. Children that outlive it are `behind`."""
     mine = me()
-    os.environ[FLOW] = f"{mine['pid']} {mine['started']!r} {project.resolve()}"
+    os.environ[FLOW] = json.dumps({**mine, "project": str(project.resolve())})
 
 
 def behind(project: Path) -> list[tuple[int, float]]:
     """(pid, start time) of each process in this project whose flow is gone."""
     found = []
     for pid, began, value in carrying(FLOW):
-        flow, since, folder = value.split(" ", 2)
-        if folder == str(project.resolve()) and not alive(int(flow), float(since)):
+        if not value.startswith("{"):
+            continue  # of an earlier version
+        flow = json.loads(value)
+        if flow["project"] == str(project.resolve()) and not alive(flow["pid"], flow["started"], flow["birth"]):
             found.append((pid, began))
     return found
 

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from opd_evolver.durable import explained, write_text
 from opd_evolver.errors import CorruptionError, OutageError, SetupError
-from opd_evolver.processes import alive, carrying, started
+from opd_evolver.processes import alive, born, carrying, started
 from opd_evolver.records import SCHEMA_VERSION, Record
 
 HOST = "127.0.0.1"
@@ -44,10 +44,11 @@ class Service(Record):
 
     pid: int
     started: float
+    birth: str | None = None
     log: str
 
     def alive(self) -> bool:
-        return alive(self.pid, self.started)
+        return alive(self.pid, self.started, self.birth)
 
 
 class Stack(Record):
@@ -163,7 +164,7 @@ def spawn(project: Path, name: str, command: Sequence[str], env: Mapping[str, st
     began = started(child.pid)
     if began is None:
         raise OutageError(f"{name} ended at once: {last_line(log)}", "a running process", f"see {log}")
-    return Service(pid=child.pid, started=began, log=str(log))
+    return Service(pid=child.pid, started=began, birth=born(child.pid), log=str(log))
 
 
 def last_line(log: Path) -> str:
