@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from opd_evolver.records import ABILITIES, LEVELS, Level
@@ -32,6 +32,13 @@ def _distinct(found: tuple[str, ...]) -> tuple[str, ...]:
     return found
 
 
+def _of_something(found: dict[str, int]) -> dict[str, int]:
+    """Batches of no example, or of anchors alone, would teach nothing."""
+    if not any(found[name] for name in ABILITIES):
+        raise PydanticCustomError("nothing", "at least one of {names} above 0", {"names": ", ".join(ABILITIES)})
+    return found
+
+
 ByLevel = _exactly(*LEVELS)
 BySource = _exactly(*ABILITIES, "anchor")
 
@@ -39,6 +46,7 @@ BySource = _exactly(*ABILITIES, "anchor")
 DialectName = Literal["terse", "instruct"]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+Mixture = Annotated[dict[str, Count], BySource, AfterValidator(_of_something)]
 
 
 class LoraParams(Section):
@@ -134,6 +142,13 @@ class AttributionParams(Section):
     asked_only: bool = Field(False, description="an entry's evidence is from tasks that some rollout selected it for")
     sure: bool = Field(False, description="only a V whose 95 % interval leaves out 0 is told to the teacher")
 
+    @field_validator("sure")
+    @classmethod
+    def _has_intervals(cls, sure: bool, info: ValidationInfo) -> bool:
+        if sure and info.data.get("variant") == "uniform":
+            raise PydanticCustomError("silent", "attribution.sure=false: `uniform` has no interval, so nothing is told")
+        return sure
+
 
 class SlowParams(Section):
     """Slow loop. Batches are made of `mixture` examples of each ability; loss means are per ability, then weighted."""
@@ -148,7 +163,7 @@ class SlowParams(Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    mixture: Annotated[dict[str, Count], BySource] = {"act": 40, "write": 8, "select": 8, "maintain": 2, "anchor": 20}
+    mixture: Mixture = {"act": 40, "write": 8, "select": 8, "maintain": 2, "anchor": 20}
     weights: Annotated[dict[str, Weight], BySource] = {
         "act": 1.0,
         "write": 0.3,

@@ -13,14 +13,13 @@ from finished_run import stand_in_flow
 
 from opd_evolver import lineage
 from opd_evolver.benchmark import arms, arms_kept
-from opd_evolver.benchmark.results import DEPLOYED, SeedResult
-from opd_evolver.benchmark.statistics import Outcome
 from opd_evolver.errors import SchemaError, SetupError
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.params import AttributionParams, load_preset, merge
 from opd_evolver.records import LedgerRow
 from opd_evolver.steps import prepare
 from opd_evolver.steps.adopt import adopt
+from tests.arm_runs import seed
 from tests.attribution_cases import entry, row
 
 pytestmark = pytest.mark.timeout(900)
@@ -46,38 +45,6 @@ def test_where_entries_count_alike_outcomes_say_nothing() -> None:
     assert value(1.0, 0.0) == value(0.0, 1.0) == pytest.approx(0.8 * (1 - 0.5**0.5))
     never = [row("b", "g", 1.0, "m", "m", injected=(), withheld=("m",), propensities={"m": 0.5})]
     assert attribute(never, [entry("m")], AttributionParams(variant="uniform"))["m"].value is None
-
-
-def seed(number: int, won: dict[str, int], kept: float = 1.0) -> arms.ArmRun:
-    """Column → of ten tasks in each of eight families, how many succeed; odd families are at home in tools.
-
-    `kept`: what is left of the base's writing.
-    """
-    columns = {
-        name: tuple(
-            Outcome(
-                task_id=f"t{family}-{task}",
-                family=f"f{family}",
-                domain="sql",
-                success=(task + family) % 10 < won.get(name, 1) - (name == "last_memory" and 4 * (family % 2)),
-                episode_return=0.0,
-                steps=1,
-                tokens=1,
-            )
-            for family in range(8)
-            for task in range(10)
-        )
-        for name in DEPLOYED
-    }
-    odd = frozenset(one.task_id for one in columns["base_alone"] if int(one.family[1:]) % 2)
-    found = SeedResult(
-        seed=number,
-        lineage=f"s{number}",
-        columns=columns,
-        kinds={"home tool": odd},
-        retention={"write_exact": (0.5, 0.5 * kept)},
-    )
-    return arms.arm_run(found, {"date": "d"})
 
 
 def test_an_arm_is_judged_by_intervals_and_a_level_by_its_own_families() -> None:
@@ -225,9 +192,20 @@ def test_two_arms_of_the_real_flow(
     said = opd(*words, "--seeds", "2")
     assert said.code == 1 and not Path("out/ablations.md").exists()
     # Its second seed failed; what the first one came to is on the disk all the same.
-    assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0"}
+    kept = json.loads(Path("out/ablations.seeds.json").read_text())
+    assert set(kept["runs"]) == {"0"}
+    # What else the file holds stays: another arm of this seed, and the seed that is interrupted again.
+    kept["runs"]["0"]["sft"] = kept["runs"]["0"]["no-write"]
+    kept["runs"]["1"] = kept["runs"]["0"]
+    Path("out/ablations.seeds.json").write_text(json.dumps(kept))
+    assert opd(*words, "--seeds", "2").code == 1
+    assert json.loads(Path("out/ablations.seeds.json").read_text())["runs"] == kept["runs"]
+    Path("out/ablations.seeds.json").unlink()
+    # The whole was extended since: its first round is what is asked for.
+    shutil.copy("runs/a-whole-s0/rounds/round-001.json", "runs/a-whole-s0/rounds/round-002.json")
     said = opd(*words)
     assert said.code == 0, said.err
+    assert json.loads(Path("out/ablations.seeds.json").read_text())["runs"]["0"]["whole"]["round"] == 1
     tree = json.loads(said.out)
     assert set(tree["verdicts"]) == {"whole", "no-write"}
     text = Path("out/ablations.md").read_text()
@@ -246,6 +224,8 @@ def test_two_arms_of_the_real_flow(
     text = Path("out/ablations.md").read_text()
     assert "- seed 0: date " in text and "- seed 1: date elsewhere\n" in text
     assert "Seeds 0, 1." in text and "--add elsewhere.json" in text
+    measuring = text.split("What measures them:\n\n    ")[1].splitlines()[0]
+    assert measuring.startswith("opd bench ablations --seeds 2 --first-seed 0") and "--add" not in measuring
     assert set(json.loads(Path("out/ablations.seeds.json").read_text())["runs"]) == {"0", "1"}
     # Called again it goes on where it was, though its own file now holds the seed that is measured here.
     said = opd(*words, "--add", "out/ablations.seeds.json")
@@ -260,5 +240,8 @@ def test_two_arms_of_the_real_flow(
     assert said.code == 0, said.err
     assert Path("out/ablations.md").read_text().split("\n\n")[2:] == text.split("\n\n")[2:]
     assert opd(*words, "--seeds", "0").code == 2
+    other = opd(*words, "--set", "slow.steps=2")
+    assert other.code == 2 and "out/ablations.seeds.json is of the parameters" in other.err
+    assert not Path("runs").exists(), "refused before anything is run"
     wrong = opd("bench", "ablations", "--arms", "no-wrte", "--preset", "micro")
     assert wrong.code == 2 and "no-write" in wrong.err

@@ -13,10 +13,12 @@ import pytest
 from conftest import Opd
 from finished_run import stand_in_flow
 
+from opd_evolver.benchmark.measure import Benchmark
 from opd_evolver.benchmark.results import CLAIMS, COLUMNS, SeedResult, results
 from opd_evolver.benchmark.results_csv import table
 from opd_evolver.benchmark.results_page import page
 from opd_evolver.benchmark.statistics import Outcome
+from opd_evolver.errors import SetupError
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -91,7 +93,10 @@ def test_what_was_forgotten_is_said() -> None:
 def test_a_refused_last_round_stands_beside_what_the_gate_left_to_use() -> None:
     asked = {"sql": 5, "apps": 5}
     found = results([seed(0, asked), seed(1, {"sql": 2, "apps": 2})], samples=50)
-    left = results([seed(0, asked).model_copy(update={"round": 3}), seed(1, asked).model_copy(update={"round": 2})])
+    held = [seed(0, asked).model_copy(update={"round": 3}), seed(1, asked).model_copy(update={"round": 2})]
+    with pytest.raises(SetupError, match="rounds 3 of bench-s0, 2 of bench-s1; expected the same round"):
+        results(held)
+    left = results(held, champions=True)
     both = page(found, title="T", command="c", measured=[], curves="x.svg", champion=left)
     assert "seed by seed: round 3, 2." in both and both.count("| distillation alone gives |") == 2
     assert "champion" not in page(found, title="T", command="c", measured=[], curves="x.svg")
@@ -102,6 +107,25 @@ def test_a_refused_last_round_stands_beside_what_the_gate_left_to_use() -> None:
         if row["name"] == "last_alone - base_alone" and (row["seed"], row["domain"]) == ("1", "")
     }
     assert given == {"difference": pytest.approx(0.1), "champion difference": pytest.approx(0.4)}
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    """Without novel tasks no novel column; with too few to fill a memory with, no fresh one."""
+    asked = {"sql": 5, "apps": 5}
+    for missing in (("novel_alone", "novel_base_fresh", "novel_fresh"), ("novel_base_fresh", "novel_fresh")):
+        bare = [
+            one.model_copy(update={"columns": {**one.columns, **dict.fromkeys(missing, ())}})
+            for one in (seed(0, asked), seed(1, asked))
+        ]
+        found = results(bare, samples=50)
+        assert {name for name, one in found.means.items() if one.mean is None} == {*missing}
+        assert [one.said for one in found.verdicts] == ["reached"] * 4 + ["not measured"]
+        text = page(found, title="T", command="c", measured=[], curves="x.svg")
+        rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+        assert rows["| a fresh memory on novel families"].endswith("| –, – |  | not measured |")
+        assert rows[f"| {COLUMNS['novel_fresh']}"].endswith(" | – | – | – | – | – |")
+        lines = list(csv.DictReader(table(found).splitlines()))
+        assert {row["mean"] for row in lines if row["name"].startswith("novel_fresh")} == {""}
 
 
 def test_figures_of_real_sizes_stand_on_the_page_where_they_were_measured() -> None:
@@ -134,6 +158,21 @@ def test_the_champion_of_a_refused_round_is_measured(
     )
     [one] = json.loads(Path("out/results.json").read_text())["champion"]["seeds"]
     assert one["round"] == 1 and "seed by seed: round 1." in Path("out/results.md").read_text()
+    # A run that has more rounds than are asked for is measured after those that are.
+    assert opd(*command(1, {**asked, "rounds": 1})).code == 0
+    [one] = json.loads(Path("out/results.json").read_text())["seeds"]
+    first = json.loads((tmp_path / "runs/b-s0/rounds/round-001.json").read_text())
+    assert (one["round"], len(one["curve"]), len(one["seconds"])) == (1, 2, 2)
+    assert one["digests"]["weights"] == first["digests"]["weights"] != summary["digests"]["weights"]
+    # A world may have no novel tasks.
+    tasks = Benchmark.tasks
+    monkeypatch.setattr(
+        Benchmark, "tasks", lambda self, split, n: [] if split == "novel-test" else tasks(self, split, n)
+    )
+    said = opd(*command(1, {**asked, "rounds": 1}))
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["values"]["novel_fresh"] == [None]
+    assert "| a fresh memory on novel families | – |" in Path("out/results.md").read_text()
 
 
 def test_two_seeds_of_the_real_flow(

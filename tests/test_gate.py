@@ -30,6 +30,12 @@ def test_the_margin_itself_is_refused() -> None:
     assert not decide({"success": estimate(-0.02)}, PARAMS).promoted
 
 
+def test_a_margin_of_all_that_can_be_lost_refuses_nothing() -> None:
+    """Few families leave a lower bound at the end of the scale."""
+    open_gate = GateParams(margin=1.0, retention_margin=1.0)
+    assert decide({"success": estimate(-1.0, mean=0.1), "override": estimate(-1.0, mean=0.0)}, open_gate).promoted
+
+
 @pytest.mark.parametrize("metric", ["memory_use", "override", "select_f1", "write_exact"])
 def test_a_gain_bought_with_retention_is_refused(metric: str) -> None:
     found = decide({"success": estimate(0.2), metric: estimate(-0.15)}, PARAMS)

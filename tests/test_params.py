@@ -104,6 +104,8 @@ def test_a_misspelt_override_names_the_nearest_key(key: str, nearest: str) -> No
         ({"environments": {"domains": []}}, "`environments.domains`"),
         ({"environments": {"domains": ["sql", "apps", "sql"]}}, "`environments.domains`.*each name once, not `sql`"),
         ({"slow": {"mixture": {"act": 4, "wirte": 1}}}, "`slow.mixture`.*exactly the keys select, act, write"),
+        ({"slow": {"mixture": {**dict.fromkeys(MIXTURE, 0), "anchor": 2}}}, "`slow.mixture`.*at least one of"),
+        ({"attribution": {"variant": "uniform", "sure": True}}, "`attribution.sure` = True.*attribution.sure=false"),
         ({"slow": {"weights": {"act": 1.0}}}, "`slow.weights`.*exactly the keys"),
         ({"attribution": {"alpha": {"tips": 1.0}}}, "`attribution.alpha`.*trajectory, tip, skill, tool"),
         ({"slow": {"mixture": {**MIXTURE, "act": -1}}}, "`slow.mixture.act` = -1 .*greater than or equal to 0"),
@@ -131,6 +133,31 @@ def test_set_values_are_yaml_and_later_ones_win() -> None:
     mixed = merge(Params(), {"slow.mixture.act": 3}, "--set")
     assert mixed.slow.mixture == {**Params().slow.mixture, "act": 3}
     assert merge(Params(), {"slow": {"steps": 5}}, "--set").slow.steps == 5
+
+
+@pytest.mark.parametrize(
+    "dotted, nested",
+    [
+        ("fast.wave_tasks=1", "fast={wave_tasks: 1}"),
+        ("slow.lora.r=4", "slow={lora: {r: 4}}"),
+        ("slow.lora.r=4", "slow.lora={r: 4}"),
+        ("slow.mixture.act=3", "slow={mixture.act: 3}"),
+        ("environments.headroom.drift=0.5", "environments={headroom: {drift: 0.5}}"),
+    ],
+)
+def test_an_override_of_a_section_is_that_of_the_keys_it_names(dotted: str, nested: str) -> None:
+    params = load_preset("qwen3-4b-1gpu")  # which differs from the defaults in every section
+    one, other = (merge(params, parse_set([pair]), "--set") for pair in (dotted, nested))
+    assert one == other != params
+    assert merge(params, parse_set(["slow={}"]), "--set") == params
+
+
+def test_an_override_of_a_section_misspells_no_key_and_leaves_none_out_of_a_mapping() -> None:
+    with pytest.raises(SetupError, match=r"unknown parameter `slow\.lora\.R` in --set.*did you mean `slow\.lora\.r`"):
+        merge(Params(), {"slow": {"lora": {"R": 1}}}, "--set")
+    for overrides in ({"slow": {"mixture": {"act": 4}}}, {"slow.mixture": {"act": 4}}):
+        with pytest.raises(SetupError, match=r"`slow\.mixture`.*exactly the keys"):
+            merge(Params(), overrides, "--set")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,30 @@ def test_intervals_cover_what_they_should() -> None:
     assert 0.91 <= inside / n <= 0.995
 
 
+@pytest.mark.parametrize("n_seeds", [2, 3, 4])
+def test_of_few_seeds_the_interval_is_as_wide_as_they_are_few(n_seeds: int) -> None:
+    """Only seeds move, and chance within a task."""
+    rng = np.random.default_rng(6)
+    n, inside, still = 200, 0, np.zeros(N_FAMILIES)
+    for _ in range(n):
+        found = pooled(drawn(rng, n_seeds, still, 0.1), samples=200)
+        assert found.low is not None and found.high is not None
+        inside += found.low <= 0.5 <= found.high
+    assert inside / n >= 0.90
+
+
+def test_of_few_families_and_few_seeds_both_count() -> None:
+    rng = np.random.default_rng(7)
+    n, inside = 200, 0
+    for _ in range(n):
+        family = rng.normal(0.0, 0.1, N_FAMILIES)
+        few = [[one for one in units if one.family in ("sql0", "sql1", "sql2")] for units in drawn(rng, 3, family, 0.1)]
+        found = pooled(few, samples=200)
+        assert found.low is not None and found.high is not None
+        inside += found.low <= 0.5 <= found.high
+    assert inside / n >= 0.90
+
+
 def test_other_tasks_or_no_seeds_are_refused() -> None:
     units = seed_of(np.ones((3, 2)))
     with pytest.raises(SetupError, match="tasks on one side only"):
@@ -97,6 +121,14 @@ def test_a_seed_without_a_value_takes_no_spread_between_the_others_away() -> Non
     assert with_missing.mean == pytest.approx(alone.mean or 0.0)
     assert alone.low is not None and with_missing.low is not None
     assert with_missing.low < 0.5 and with_missing.low == pytest.approx(alone.low, abs=0.15)
+    # Nor does it count as one more: the interval is of three seeds, but for other draws.
+    near = [seed_of(np.full((4, 2), won)) for won in (0.48, 0.5, 0.53)]
+    of_three, beside = pooled(near), pooled([*near, missing])
+    assert of_three.high is not None and beside.high is not None and of_three.low is not None
+    assert of_three.high - of_three.low == pytest.approx(
+        2 * 4.303 * np.std([0.48, 0.5, 0.53], ddof=1) / 3**0.5, rel=0.1
+    )
+    assert beside.high - (beside.mean or 0.0) == pytest.approx(of_three.high - (of_three.mean or 0.0), rel=0.15)
     # Of several seeds one alone has a value: how far apart seeds are is not known, so there is no interval.
     one = pooled([three[0], missing])
     assert one.mean == pytest.approx(0.25) and one.low is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from slow_world import Played
 
@@ -120,6 +122,38 @@ def test_control_arms(views: Views) -> None:
     for example in shuffled:
         assert form_fault(example) is None
         assert {example.teacher_ids[a:b] for a, b in example.hindsight_spans} <= hints
+
+
+def toy(number: int, ability: str, rollout: int) -> Example:
+    return Example(
+        example_id=f"e{number}",
+        ability=ability,  # type: ignore[arg-type]
+        rollout_id=f"r{rollout}",
+        group="g",
+        student_ids=(1, 2),
+        teacher_ids=(1, 100 + number, 2),
+        hindsight_spans=((1, 2),),
+        max_new_tokens=1,
+    )
+
+
+def test_shuffled_hindsight_is_anyones_of_the_same_ability_and_another_rollout() -> None:
+    """The draw of old: the k-th of all those, told one by one."""
+    random = np.random.default_rng(0)
+    for size in (1, 2, 3, 30, 60):
+        examples = [toy(n, "act" if random.random() < 0.7 else "write", int(random.integers(5))) for n in range(size)]
+        for example, found in zip(examples, sets.arm(examples, "shuffled", 3), strict=True):
+            others = [e for e in examples if e.ability == example.ability and e.rollout_id != example.rollout_id]
+            drawn = sets.generator("shuffled", 3, example.example_id)
+            donor = others[int(drawn.integers(len(others)))] if others else example
+            assert found.teacher_ids == donor.teacher_ids
+
+
+def test_many_examples_are_shuffled_in_seconds() -> None:
+    examples = [toy(n, "act", n // 40) for n in range(20_000)]
+    began = time.process_time()
+    sets.arm(examples, "shuffled", 0)
+    assert time.process_time() - began < 30.0
 
 
 def test_a_deck_draws_every_example_once_a_pass_and_by_counters() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import MAKERS
+from safetensors.torch import load_file
 from slow_toys import ASK, KNOWN, N, World, slow, weights
 
 from opd_evolver.errors import CorruptionError, SetupError
-from opd_evolver.policy.local import LocalPolicy
+from opd_evolver.policy.local import LocalPolicy, save
 from opd_evolver.records import Sampling
 from opd_evolver.slow import checkpoint
 from opd_evolver.slow.adapters import Adapter, lora_targets
@@ -106,6 +107,21 @@ def test_a_share_of_the_change_is_kept(worlds: dict[str, World], adapter: str) -
         torch.testing.assert_close(kept, 0.25 * change, rtol=1e-4, atol=1e-6)
         moved = max(moved, float(change.abs().max()))
     assert moved > 1e-3
+
+
+def test_bfloat16_weights_are_trained_as_float32_ones_and_saved_as_they_were(tmp_path: Path) -> None:
+    """From the same weights, by steps that are smaller than what bfloat16 can add to most of them."""
+    world, saved = World(tmp_path, "qwen3"), {}
+    given = LocalPolicy.load(world.policy, dtype="bfloat16")
+    save(given.model, given.tokenizer, world.policy)
+    for dtype in ("float32", "bfloat16"):
+        world.train(dtype, slow(policy__dtype=dtype, slow__learning_rate=1e-5, slow__steps=11))
+        saved[dtype] = load_file(tmp_path / dtype / "policy" / "model.safetensors")
+    assert {weight.dtype for weight in saved["bfloat16"].values()} == {torch.bfloat16}
+    first = given.model.state_dict()
+    assert any(not torch.equal(weight, first[name]) for name, weight in saved["bfloat16"].items())
+    for name, weight in saved["float32"].items():
+        assert torch.equal(saved["bfloat16"][name], weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("lfm2", "full"), ("qwen3", "lora"), ("llama", "lora")])

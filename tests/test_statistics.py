@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +14,6 @@ from opd_evolver.benchmark.statistics import (
     paired_difference,
     ratio_difference,
     ratio_interval,
-    student_quantile,
 )
 from opd_evolver.errors import SetupError
 
@@ -149,9 +146,39 @@ def test_coverage_of_the_interval(n_families: int) -> None:
     assert 0.92 <= held_paired / n_runs <= 0.985
 
 
-@pytest.mark.parametrize(
-    ("freedom", "value"),
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (11, 2.2010), (22, 2.0739), (200, 1.9719)],
-)
-def test_student_quantile(freedom: int, value: float) -> None:
-    assert math.isclose(student_quantile(0.975, freedom), value, rel_tol=5e-3)
+@pytest.mark.parametrize("n_families", [2, 3, 4])
+def test_of_few_families_the_interval_is_as_wide_as_they_are_few(n_families: int) -> None:
+    rng = np.random.default_rng(12)
+    n_runs, held, held_apart = 200, 0, 0
+    for _ in range(n_runs):
+        found = mean_interval(simulated(rng, n_families=n_families, n_tasks=40, domains=("a", "b", "c")), samples=200)
+        one = found.per_domain["a"]
+        assert found.low is not None and found.high is not None and one.low is not None and one.high is not None
+        held += found.low <= 0.5 <= found.high
+        held_apart += one.low <= 0.5 <= one.high
+    assert min(held, held_apart) / n_runs >= 0.90
+
+
+def test_families_without_weight_are_no_families() -> None:
+    """Micro-F1 of tasks with nothing to choose from is 0 over 0, on both sides."""
+    rng = np.random.default_rng(4)
+
+    def units(n_families: int) -> list[Unit]:
+        return [
+            Unit(task_id=f"{family}-{n}", family=f"f{family}", domain="d", numerator=rng.integers(3), denominator=2)
+            for family in range(n_families)
+            for n in range(4)
+        ]
+
+    nothing = [Unit(task_id=f"x{n}", family=f"g{n % 5}", domain="d", numerator=0, denominator=0) for n in range(10)]
+    for n_families in (3, 8):
+        a, b = units(n_families), units(n_families)
+        for alone, beside in (
+            (ratio_interval(a), ratio_interval([*a, *nothing])),
+            (ratio_difference(a, b), ratio_difference([*a, *nothing], [*b, *nothing])),
+        ):
+            assert (beside.mean, beside.low, beside.high) == (alone.mean, alone.low, alone.high)
+            assert (beside.n_families, beside.n_tasks) == (n_families, 4 * n_families + 10)
+    # What weighs on one side alone is a family of the difference.
+    weightless = [one.model_copy(update={"numerator": 0.0, "denominator": 0.0}) for one in a[:4]]
+    assert ratio_difference(a, [*weightless, *b[4:]]).n_families == 8

@@ -69,7 +69,8 @@ class ArmRun(Record):
 
     Attributes:
         lineage: the run's name.
-        weights: digest of the last policy.
+        round: which one the columns call last; None: not known.
+        weights: digest of its policy.
         columns: success by the names of DEPLOYED, always of the same tasks.
         homes: of each task the level that its family's hidden rule asks for.
         retention: metric → (base, last).
@@ -78,6 +79,7 @@ class ArmRun(Record):
 
     seed: int
     lineage: str
+    round: int | None = None
     weights: str
     columns: dict[str, Units]
     homes: dict[str, Level]
@@ -95,6 +97,7 @@ def arm_run(found: SeedResult, measured: Mapping[str, str]) -> ArmRun:
     return ArmRun(
         seed=found.seed,
         lineage=found.lineage,
+        round=found.round,
         weights=found.digests.get("weights", ""),
         columns={column: units_of(found.columns[column]) for column in DEPLOYED},
         homes={task: level for level in LEVELS for task in sorted(found.kinds.get(rows.home(level), frozenset()))},
@@ -141,12 +144,15 @@ def compare(whole: Sequence[ArmRun], arm: Sequence[ArmRun], name: str, *, sample
         samples: bootstrap resamples.
 
     Raises:
-        SetupError: other seeds or tasks.
+        SetupError: other seeds, rounds or tasks.
     """
     if [one.seed for one in whole] != [one.seed for one in arm]:
         raise SetupError(
             f"{name}: seeds {[one.seed for one in arm]}", f"{[one.seed for one in whole]}", "measure the missing ones"
         )
+    if len(rounds := sorted({one.round for one in (*whole, *arm) if one.round is not None})) > 1:
+        said = " and ".join(str(one) for one in rounds)
+        raise SetupError(f"{name}: rounds {said}", "the same round of every run", "measure all with the same `rounds`")
     units = {
         side: {column: [one.columns[column] for one in found] for column in DEPLOYED}
         for side, found in (("whole", whole), ("arm", arm))
@@ -214,22 +220,24 @@ def _needed(own: Estimate) -> str:
     return f"its own family types fall by {LEAST_LEVEL:.2f} without it {where}"
 
 
-def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun]) -> str:
+def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun], measure: str | None = None) -> str:
     """All arms as Markdown.
 
     Args:
         found: the whole, then each arm against it.
         command: what makes the page again.
         runs: the whole's, one of each seed.
+        measure: where that pools what was measured before, what measures it.
     """
     lines = [
         "# Ablations",
         "",
         f"    {command}",
         "",
+        *(["The outcomes were measured before. What measures them:", "", f"    {measure}", ""] if measure else ()),
         f"Seeds {_listed(runs)}. Success on deploy-test; differences are the whole minus the arm, "
-        "paired by task and seed, with 95 % intervals by resampling families and seeds: positive is what the part "
-        "gives.",
+        "paired by task and seed, with 95 % intervals by resampling families and seeds "
+        "(`opd_evolver/benchmark/intervals.py`): positive is what the part gives.",
         "",
         *measured_lines([(one.seed, one.measured) for one in runs]),
         "",

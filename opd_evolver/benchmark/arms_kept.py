@@ -31,9 +31,13 @@ class KeptTask(Record):
 
 
 class KeptRun(Record):
-    """One arm from one seed; `success`: column → a 0 or 1 for each task; `measured`: when and on what."""
+    """One arm from one seed; `success`: column → a 0 or 1 for each task; `measured`: when and on what.
+
+    `round`: which one was measured; None: before that was written down.
+    """
 
     lineage: str
+    round: int | None = None
     weights: str
     success: dict[str, str]
     retention: dict[str, tuple[float, float]]
@@ -74,24 +78,39 @@ def parameters_digest(whole: Params) -> str:
     return digest_of([canonical_json(tree)])
 
 
-def keep(found: Mapping[str, Sequence[ArmRun]], parameters: str) -> Kept:
+def keep(
+    found: Mapping[str, Sequence[ArmRun]], parameters: str, before: Kept | None = None, here: Collection[int] = ()
+) -> Kept:
     """As it is written.
 
     Args:
         found: arm → its runs.
         parameters: `parameters_digest` of the whole.
+        before: what the file held. It stays, but for what was found of the seeds `here`.
+        here: seeds that have just been measured.
+
+    Raises:
+        SetupError: the file is of other tasks.
     """
     first = found[WHOLE][0]
-    order = [one.task_id for one in first.columns[DEPLOYED[0]]]
     tasks = tuple(
         KeptTask(task_id=one.task_id, family=one.family, domain=one.domain, home=first.homes.get(one.task_id))
         for one in first.columns[DEPLOYED[0]]
     )
-    runs: dict[int, dict[str, KeptRun]] = {}
+    if before is not None:
+        if set(before.tasks) != set(tasks):
+            raise SetupError("the file that is there is of other tasks", "those of the runs", "another --out")
+        tasks = before.tasks
+    order = [one.task_id for one in tasks]
+    runs = {seed: dict(arms) for seed, arms in before.runs.items()} if before is not None else {}
     for arm, each in found.items():
         for one in each:
-            runs.setdefault(one.seed, {})[arm] = KeptRun(
+            of_seed = runs.setdefault(one.seed, {})
+            if arm in of_seed and one.seed not in here:
+                continue
+            of_seed[arm] = KeptRun(
                 lineage=one.lineage,
+                round=one.round,
                 weights=one.weights,
                 success={column: _word(one.columns[column], order) for column in DEPLOYED},
                 retention=one.retention,
@@ -105,18 +124,15 @@ def _word(units: Units, order: Sequence[str]) -> str:
     return "".join("1" if won[task] else "0" for task in order)
 
 
-def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[int], own: bool = False) -> Found:
-    """What another machine or day has measured.
+def load(file: Path, parameters: str) -> Kept:
+    """A file as it is.
 
     Args:
         file: from `keep`.
-        arms: those that are wanted.
         parameters: `parameters_digest` of the whole here.
-        here: seeds that are measured here.
-        own: the file is that of here, whose seeds among `here` are measured again and left out.
 
     Raises:
-        SetupError: no such file, other parameters, a seed of here, or one without one of the arms.
+        SetupError: no such file, or other parameters.
         CorruptionError: no JSON object.
         SchemaError: written by a newer version.
     """
@@ -132,8 +148,24 @@ def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[i
         raise SetupError(
             f"{file} is of the parameters {kept.parameters[:12]}",
             f"{parameters[:12]}, as this command's",
-            "give the same --preset and --set",
+            "give the same --preset and --set, or another file by --out or --add",
         )
+    return kept
+
+
+def read(file: Path, *, arms: Sequence[str], parameters: str, here: Collection[int], own: bool = False) -> Found:
+    """What another machine or day has measured.
+
+    Args:
+        file, parameters: as of `load`.
+        arms: those that are wanted.
+        here: seeds that are measured here.
+        own: the file is that of here, whose seeds among `here` are measured again and left out.
+
+    Raises:
+        SetupError, CorruptionError, SchemaError: as of `load`; or a seed of here, or one without one of the arms.
+    """
+    kept = load(file, parameters)
     seeds = sorted(seed for seed in kept.runs if not (own and seed in here))
     for seed in seeds:
         runs = kept.runs[seed]
@@ -159,6 +191,7 @@ def _run(kept: Kept, seed: int, arm: str) -> ArmRun:
     return ArmRun(
         seed=seed,
         lineage=one.lineage,
+        round=one.round,
         weights=one.weights,
         columns=columns,
         homes=homes,

@@ -1,8 +1,8 @@
 """The gate: promote a round's policy and memory together, or keep the champion's together and say why.
 
 Promote iff, on `deploy-val`, the lower 95 % bound of (new - champion) > -margin, and the same on
-`novel-val` for each retention metric with its own margin. What is chosen on these splits is never
-reported on them.
+`novel-val` for each retention metric with its own margin; a margin of 1 refuses nothing. What is chosen on
+these splits is never reported on them.
 Differs: the paper has no gate. A distillation that buys success with retention is a regression.
 """
 
@@ -87,8 +87,8 @@ def _check(metric: str, found: Estimate, margin: float) -> Check:
     if bound is None:
         passed, reason = False, f"{metric} could not be measured"
     else:
-        passed = bound > -margin
-        sign = ">" if passed else "≤"
+        passed = bound > -margin or margin >= 1.0  # nothing falls by more
+        sign = ">" if bound > -margin else "≤"
         reason = f"{metric}: {called} of new - champion {bound:+.3f} {sign} {-margin:+.3f}"
     return Check(
         metric=metric, mean=found.mean, low=found.low, high=found.high, margin=margin, passed=passed, reason=reason

@@ -31,6 +31,7 @@ from opd_evolver.benchmark.protocols import (
     StreamingProtocol,
 )
 from opd_evolver.benchmark.statistics import Estimate, ratio_difference
+from opd_evolver.console import say
 from opd_evolver.params import Params
 from opd_evolver.records import SCHEMA_VERSION, Record, Split, Task, canonical_json, digest_of
 from opd_evolver.rollout.runner import EnvironmentPool
@@ -122,10 +123,11 @@ class Benchmark:
             return self._run(who.policy, memory, tasks, FrozenProtocol())
         return self._run(who.policy, memory, tasks, StreamingProtocol())
 
-    def fresh(self, policy: PolicySource, tasks: Sequence[Task]) -> FrozenColumn:
+    def fresh(self, policy: PolicySource, tasks: Sequence[Task]) -> FrozenColumn | None:
         """A policy with a memory that it fills itself, from nothing, with other tasks of the same families.
 
-        It has as many tasks and rollouts as a round gives, and none in the text of a measured one.
+        It has as many tasks and rollouts as a round gives, and none in the text of a measured one. None, and said why,
+        where there are fewer such tasks: what a memory gives would be measured without one.
         """
         measured = {(task.domain, task.text) for task in tasks}
         n = self.params.fast.tasks_per_domain
@@ -134,6 +136,10 @@ class Benchmark:
             with self.environments.lend(domain) as env:
                 further = env.tasks(split, many + SPARE * n)[many:]
             filling[domain] = [task for task in further if (domain, task.text) not in measured][:n]
+            if len(filling[domain]) < n:
+                fewer = f"{len(filling[domain])} of {n} further tasks of {split} ask what no measured one does"
+                say(f"{domain}: a fresh memory is not measured: {fewer}")
+                return None
         return self._run(policy, MemorySource.empty(), tasks, FreshProtocol(filling))
 
     def _run(

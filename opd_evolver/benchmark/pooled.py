@@ -3,8 +3,9 @@
 A family is drawn for all seeds at once, since its hidden structure is the same in each; a seed is drawn for all
 families and domains at once, since one training made them. The two deviations are taken one at a time and added (the
 main effects of Owen's two-way bootstrap), each widened for the number of its clusters, so that three or five seeds
-count as three or five. One seed: the interval is that of families alone.
-Source: Owen 2007, The pigeonhole bootstrap; degrees of freedom by Satterthwaite's approximation.
+count as three or five; what is made of them, also of fewer than five, says `intervals.py`. A seed without a value is no
+seed. One seed: the interval is that of families alone.
+Source: Owen 2007, The pigeonhole bootstrap.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from opd_evolver.benchmark.intervals import Floats, Part, interval
 from opd_evolver.benchmark.statistics import (
     SAMPLES,
     DomainEstimate,
@@ -24,19 +25,15 @@ from opd_evolver.benchmark.statistics import (
     bounds_of,
     check_same_tasks,
     clusters_of,
+    counted,
     deviations,
     generator,
-    interval,
-    mean_arrays,
     mean_of,
     ratio_of,
     signed,
     signed_arrays,
 )
 from opd_evolver.errors import SetupError
-
-Floats = npt.NDArray[np.float64]
-Clusters = dict[str, DomainSums]
 
 
 def pooled(seeds: Sequence[Sequence[Unit]], *, samples: int = SAMPLES) -> Estimate:
@@ -73,23 +70,23 @@ def _estimate(sides: Sequence[Sequence[Sequence[Unit]]], signs: Sequence[float],
         return Estimate(mean=None, low=None, high=None, n_tasks=0, n_families=0, per_domain={})
     clusters = [[clusters_of(units) for units in side] for side in sides]
     draws = _seed_draws(len(sides[0]), samples)
-    per_domain, centers, families, between = {}, [], [], []
-    for name in clusters[0][0]:
-        sums = [_summed([one[name] for one in side]) for side in clusters]
-        center = signed([ratio_of(one) for one in sums], signs)
-        by_family = signed_arrays([deviations(name, one, samples) for one in sums], signs)
-        by_seed = _between([[one[name] for one in side] for side in clusters], signs, draws)
-        n_families = len(sums[0].families)
-        low, high = _bounded(center, by_family, by_seed, n_families - 1, len(sides[0]) - 1, sums)
-        n_tasks = clusters[0][0][name].n_tasks
-        per_domain[name] = DomainEstimate(mean=center, low=low, high=high, n_tasks=n_tasks, n_families=n_families)
+    per_domain, every = {}, []
+    centers: list[float | None] = []
+    families: list[Part] = []
+    between: list[Part] = []
+    for name, first in clusters[0][0].items():
+        sums = counted([_summed([one[name] for one in side]) for side in clusters])
+        center, n = signed([ratio_of(one) for one in sums], signs), len(sums[0].families)
+        part = Part(signed_arrays([deviations(name, one, samples) for one in sums], signs), n)
+        seeds = None if draws is None else _between([[one[name] for one in side] for side in clusters], signs, draws)
+        low, high = interval(center, [part], bounds_of(sums), seeds)
+        per_domain[name] = DomainEstimate(mean=center, low=low, high=high, n_tasks=first.n_tasks, n_families=n)
         centers.append(center)
-        families.append(by_family)
-        between.append(by_seed)
-    freedom = sum(one.n_families - 1 for one in per_domain.values())
-    every = [_summed([one[name] for one in side]) for side in clusters for name in per_domain]
+        families.append(part)
+        between += [] if seeds is None else [seeds]
+        every += sums
     mean = mean_of(centers)
-    low, high = _bounded(mean, mean_arrays(families), mean_arrays(between), freedom, len(sides[0]) - 1, every, signs)
+    low, high = interval(mean, families, bounds_of(every, len(sides) > 1), _mean_over_domains(between))
     return Estimate(
         mean=mean,
         low=low,
@@ -121,15 +118,15 @@ def _summed(seeds: Sequence[DomainSums]) -> DomainSums:
     )
 
 
-def _between(sides: Sequence[Sequence[DomainSums]], signs: Sequence[float], draws: Floats | None) -> Floats | None:
-    """[samples] deviations of the mean over drawn seeds that have a value; None where fewer than two have one."""
+def _between(sides: Sequence[Sequence[DomainSums]], signs: Sequence[float], draws: Floats) -> Part:
+    """Deviations of the mean over drawn seeds that have a value, and how many have; not known where fewer than two."""
     values = [
         signed([ratio_of(one) for one in at_seed], signs) for at_seed in zip(*(side for side in sides), strict=True)
     ]
     known = {seed: value for seed, value in enumerate(values) if value is not None}
     n = len(known)
-    if draws is None or n < 2:
-        return None
+    if n < 2:
+        return Part(None, n)
     mean = math.fsum(known.values()) / n
     total, weight = np.zeros((2, len(draws)), dtype=np.float64)
     for seed, value in known.items():  # in a fixed order: BLAS adds in one that depends on the processor
@@ -137,24 +134,13 @@ def _between(sides: Sequence[Sequence[DomainSums]], signs: Sequence[float], draw
         weight += draws[:, seed]
     if n < len(values):  # a resample that drew none of them says nothing
         total = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
-    return total * math.sqrt(n / (n - 1))
+    return Part(total * math.sqrt(n / (n - 1)), n)
 
 
-def _bounded(
-    center: float | None,
-    by_family: Floats | None,
-    by_seed: Floats | None,
-    family_freedom: int,
-    seed_freedom: int,
-    sums: Sequence[DomainSums],
-    signs: Sequence[float] | None = None,
-) -> tuple[float | None, float | None]:
-    bounds = bounds_of(sums, None if signs is None else len(signs) > 1)
-    if by_seed is None and seed_freedom > 0:  # of several seeds: how much they differ is not known
-        return None, None
-    if by_family is None or by_seed is None:
-        return interval(center, by_family, family_freedom, bounds)
-    family, seed = float(by_family.var()), float(by_seed.var())
-    spread = family**2 / max(family_freedom, 1) + seed**2 / seed_freedom
-    freedom = math.floor((family + seed) ** 2 / spread) if spread > 0 else family_freedom
-    return interval(center, by_family + by_seed, max(1, freedom), bounds)
+def _mean_over_domains(parts: Sequence[Part]) -> Part | None:
+    """The same of the mean over domains, which has no more seeds than the domain that has fewest."""
+    known = [part.moves for part in parts if part.moves is not None]
+    if not parts:
+        return None
+    fewest = min(part.n for part in parts)
+    return Part(np.asarray(sum(known)) / len(known) if len(known) == len(parts) else None, fewest)

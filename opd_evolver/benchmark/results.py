@@ -18,6 +18,7 @@ from opd_evolver.benchmark.statistics import (
     ratio_of,
     units_of,
 )
+from opd_evolver.errors import SetupError
 from opd_evolver.records import SCHEMA_VERSION, Record
 
 COLUMNS: dict[str, str] = {
@@ -57,7 +58,7 @@ class SeedResult(Record):
     """One seed's run.
 
     Attributes:
-        columns: outcomes by the names of COLUMNS, always of the same tasks.
+        columns: outcomes by the names of COLUMNS, always of the same tasks; empty: not measured.
         retention: metric → (base, last); curve: for each round from 0 (alone, with memory).
         round: whose policy and memory the columns call last.
         digests: of that round; `base` is the policy it began with.
@@ -82,12 +83,19 @@ class SeedResult(Record):
 
 
 class Verdict(Record):
-    """A claim as measured; `values` has every seed's difference."""
+    """A claim as measured; `values` has every seed's difference. A column that was not measured gives none."""
 
     claim: Claim
     found: Estimate
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
     reached: bool
+
+    @property
+    def said(self) -> str:
+        """The verdict in words."""
+        if self.found.mean is None:
+            return "not measured"
+        return "reached" if self.reached else "not reached"
 
 
 class Retained(Record):
@@ -99,34 +107,45 @@ class Retained(Record):
 
 
 class Results(Record):
-    """All of it, in the order of the seeds."""
+    """All of it, in the order of the seeds; None: not measured."""
 
     schema_version: int = SCHEMA_VERSION
     seeds: tuple[SeedResult, ...]
     means: dict[str, Estimate]
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[float | None, ...]]
     verdicts: tuple[Verdict, ...]
     retained: tuple[Retained, ...]
     kinds: dict[str, rows.Row] = Field(default_factory=dict)
 
 
-def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES) -> Results:
+def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES, champions: bool = False) -> Results:
     """Pool what was measured.
 
     Args:
-        seeds: all of the same tasks.
+        seeds: all of the same tasks and round.
         samples: bootstrap resamples.
+        champions: of each seed the round that its gate left, whichever that is.
 
     Raises:
-        SetupError: no seeds, or of other tasks.
+        SetupError: no seeds, or of other tasks or rounds.
     """
+    if not champions and len({one.round for one in seeds}) > 1:
+        said = ", ".join(f"{one.round} of {one.lineage}" for one in seeds)
+        raise SetupError(f"rounds {said}", "the same round of every seed", "measure all with the same `rounds`")
     units = {name: [units_of(one.columns[name]) for one in seeds] for name in COLUMNS}
     means = {name: pooled(by_seed, samples=samples) for name, by_seed in units.items()}
-    values = {name: tuple(mean_of_units(one) for one in by_seed) for name, by_seed in units.items()}
+    values = {name: tuple(mean_of_units(one) if one else None for one in by_seed) for name, by_seed in units.items()}
     verdicts = []
     for claim in CLAIMS:
-        found = pooled_difference(units[claim.of], units[claim.against], samples=samples)
-        each = tuple(a - b for a, b in zip(values[claim.of], values[claim.against], strict=True))
+        of, against = units[claim.of], units[claim.against]
+        if all(of) and all(against):
+            found = pooled_difference(of, against, samples=samples)
+        else:
+            found = pooled([()] * len(seeds))
+        each = tuple(
+            None if a is None or b is None else a - b
+            for a, b in zip(values[claim.of], values[claim.against], strict=True)
+        )
         verdicts.append(Verdict(claim=claim, found=found, values=each, reached=_reached(claim, found)))
     metrics = seeds[0].retention
     return Results(

@@ -166,7 +166,7 @@ def _verdict(one: Verdict) -> str:
     domains = ", ".join(
         f"{name} {each.mean:+.2f}" for name, each in one.found.per_domain.items() if each.mean is not None
     )
-    values = ", ".join(f"{value:+.3f}" for value in one.values)
+    values = ", ".join(_value(value, "+.3f") for value in one.values)
     return _row(
         [
             one.claim.name,
@@ -174,9 +174,13 @@ def _verdict(one: Verdict) -> str:
             least,
             values,
             domains,
-            _reached(one.reached),
+            one.said if one.found.mean is None else _reached(one.reached),
         ]
     )
+
+
+def _value(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _reached(reached: bool) -> str:
@@ -201,13 +205,13 @@ def _retained(found: Results) -> list[str]:
 
 def _column(found: Results, name: str) -> str:
     estimate = found.means[name]
-    domains = [f"{one.mean:.3f}" if one.mean is not None else "" for one in estimate.per_domain.values()]
+    by_domain = {domain: one.mean for domain, one in estimate.per_domain.items()}
     return _row(
         [
             COLUMNS[name],
             interval_text(estimate),
-            *(f"{value:.3f}" for value in found.values[name]),
-            *domains,
+            *(_value(value) for value in found.values[name]),
+            *(_value(by_domain.get(domain)) for domain in found.means["base_alone"].per_domain),
         ]
     )
 

@@ -158,7 +158,7 @@ def of_kind(by_seed: Sequence[Sequence[Unit]], ids: Sequence[Collection[str]]) -
     """Each seed's units of a kind, so that seeds with other tasks of it can be pooled.
 
     A task that is of the kind in some seeds only stays in all of them, without weight where it is not. What is of it in
-    none is left out: as a family without weight it would count as one more, and make an interval too narrow.
+    none is left out.
 
     Args:
         by_seed: units of the same tasks.

@@ -3,8 +3,7 @@
 Tasks of a family share hidden structure, so families, not tasks, are what is resampled. Every
 quantity is a ratio of sums (a success rate: successes over tasks; micro-F1; steps per success),
 and the mean over domains counts each domain alike.
-Source: cluster bootstrap; the expanded percentile interval is Hesterberg 2015 (section 5.3), which
-mends the too narrow intervals that few clusters give.
+Source: cluster bootstrap; how its deviations become an interval says `intervals.py`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from opd_evolver.benchmark.intervals import Bounds, Floats, Part, interval
 from opd_evolver.errors import SetupError
 from opd_evolver.records import Record
 
-CONFIDENCE = 0.95
 SAMPLES = 2000
 Metric = Literal["success", "episode_return", "steps", "tokens", "steps_per_success"]
 
@@ -134,8 +132,6 @@ def ratio_difference(a: Sequence[Unit], b: Sequence[Unit], *, samples: int = SAM
 
 # ── within one domain ─────────────────────────────────────────────────────────────────────────
 
-Floats = npt.NDArray[np.float64]
-
 
 class DomainSums(Record):
     """Sums per family, families sorted by name: the order of tasks leaves no trace."""
@@ -175,6 +171,24 @@ def ratio_of(domain: DomainSums) -> float | None:
     return math.fsum(domain.numerators) / below if below > 0 else None
 
 
+def counted(sides: Sequence[DomainSums]) -> list[DomainSums]:
+    """Sums over the families that have weight on some side: others would count as clusters and move nothing."""
+    families = sides[0].families
+    kept = [at for at in range(len(families)) if any(one.numerators[at] or one.denominators[at] for one in sides)]
+    if len(kept) == len(families):
+        return list(sides)
+    return [
+        one.model_copy(
+            update={
+                "families": tuple(families[at] for at in kept),
+                "numerators": tuple(one.numerators[at] for at in kept),
+                "denominators": tuple(one.denominators[at] for at in kept),
+            }
+        )
+        for one in sides
+    ]
+
+
 def deviations(name: str, domain: DomainSums, samples: int) -> Floats | None:
     """[samples] bootstrap deviations of the ratio from its value, widened for the number of families."""
     center, n = ratio_of(domain), len(domain.families)
@@ -205,31 +219,26 @@ def generator(*parts: str) -> np.random.Generator:
 
 
 def _estimate(sides: Sequence[dict[str, DomainSums]], signs: Sequence[float], samples: int) -> Estimate:
-    first = sides[0]
     per_domain: dict[str, DomainEstimate] = {}
     centers: list[float | None] = []
-    spread: list[Floats | None] = []
-    for name, domain in first.items():
-        values = [ratio_of(side[name]) for side in sides]
-        moves = [deviations(name, side[name], samples) for side in sides]
-        center = signed(values, signs)
-        deviation = signed_arrays(moves, signs)
+    families: list[Part] = []
+    for name, first in sides[0].items():
+        sums = counted([side[name] for side in sides])
+        center, n = signed([ratio_of(one) for one in sums], signs), len(sums[0].families)
+        part = Part(signed_arrays([deviations(name, one, samples) for one in sums], signs), n)
         centers.append(center)
-        spread.append(deviation)
-        low, high = interval(center, deviation, len(domain.families) - 1, bounds_of([side[name] for side in sides]))
-        per_domain[name] = DomainEstimate(
-            mean=center, low=low, high=high, n_tasks=domain.n_tasks, n_families=len(domain.families)
-        )
-    mean, total = mean_of(centers), mean_arrays(spread)
-    freedom = sum(len(domain.families) - 1 for domain in first.values())
+        families.append(part)
+        low, high = interval(center, [part], bounds_of(sums))
+        per_domain[name] = DomainEstimate(mean=center, low=low, high=high, n_tasks=first.n_tasks, n_families=n)
+    mean = mean_of(centers)
     bounds = bounds_of([domain for side in sides for domain in side.values()], len(sides) > 1)
-    low, high = interval(mean, total, freedom, bounds)
+    low, high = interval(mean, families, bounds)
     return Estimate(
         mean=mean,
         low=low,
         high=high,
-        n_tasks=sum(domain.n_tasks for domain in first.values()),
-        n_families=sum(len(domain.families) for domain in first.values()),
+        n_tasks=sum(one.n_tasks for one in per_domain.values()),
+        n_families=sum(one.n_families for one in per_domain.values()),
         per_domain=per_domain,
     )
 
@@ -249,44 +258,10 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
-def mean_arrays(arrays: Sequence[Floats | None]) -> Floats | None:
-    known = [array for array in arrays if array is not None]
-    return np.asarray(sum(known)) / len(known) if len(known) == len(arrays) else None
-
-
-def bounds_of(domains: Sequence[DomainSums], difference: bool | None = None) -> tuple[float, float]:
+def bounds_of(domains: Sequence[DomainSums], difference: bool | None = None) -> Bounds:
     low, high = min(one.low for one in domains), max(one.high for one in domains)
     is_difference = len(domains) > 1 if difference is None else difference
     return (low - high, high - low) if is_difference else (low, high)
-
-
-def interval(
-    center: float | None, deviation: Floats | None, freedom: int, bounds: tuple[float, float]
-) -> tuple[float | None, float | None]:
-    """Expanded percentile interval; None without a spread over families."""
-    if center is None or deviation is None:
-        return None, None
-    tail = NormalDist().cdf(-student_quantile(0.5 + CONFIDENCE / 2, freedom))
-    low, high = np.quantile(deviation, [tail, 1.0 - tail])
-    return max(bounds[0], center + float(low)), min(bounds[1], center + float(high))
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t above the median: exact for 1 and 2 degrees of freedom, else by expansion (< 0.5 %)."""
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        doubled = 2.0 * probability - 1.0
-        return doubled * math.sqrt(2.0 / (1.0 - doubled * doubled))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return math.fsum(term / float(freedom**power) for power, term in enumerate(terms))
 
 
 def check_same_tasks(a: Sequence[Unit], b: Sequence[Unit]) -> None:

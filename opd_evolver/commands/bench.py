@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,25 +53,27 @@ def _rounds(given: argparse.Namespace) -> int:
     found: list[SeedResult] = []
     measured: list[tuple[int, dict[str, str]]] = []
     champions: list[SeedResult] = []
+    last = load(preset=given.preset, overrides=_overrides(given, 0, {})).rounds
     for number in range(given.seeds):
-        run = _carried_out(given, number, given.name, {})
+        run = _carried_out(given, number, given.name, {}, last)
         say(f"{run.lineage}: measuring")
-        found.append(collect(run))
+        found.append(collect(run, last))
         measured.append((found[-1].seed, _measured(run)))
-        held = plan.current(run).round
-        if held == found[-1].round:
+        held = plan.champion(run, last + 1).round
+        if held == last:
             champions.append(found[-1])
         elif held > 0:
-            champions.append(collect(run, round_=held))
+            champions.append(collect(run, held))
         else:
             say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
     pooled = results(found)
-    left = results(champions) if champions != found and len(champions) == len(found) else None
+    shown = champions != found and len(champions) == len(found)
+    left = results(champions, champions=True) if shown else None
     files = _write(given, pooled, left, measured)
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
     tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
-        f"{'reached' if one.reached else 'NOT REACHED':12} {one.claim.name}: "
+        f"{one.said if one.reached else one.said.upper():12} {one.claim.name}: "
         f"{interval_text(one.found, signed=True)}, asked {one.claim.least:+.2f}"
         for one in pooled.verdicts
     ]
@@ -86,11 +88,13 @@ def _ablations(given: argparse.Namespace) -> int:
     wanted = list(dict.fromkeys([arms.WHOLE, *(given.arms or arms.ARMS)]))
     if unknown := [name for name in wanted if name not in arms.ARMS]:
         raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
-    # Before hours of running: a file that cannot be pooled with them.
-    parameters = arms_kept.parameters_digest(load(preset=given.preset, overrides=_overrides(given, 0, {})))
+    # Before hours of running: a file that cannot be pooled with them, or that they cannot be written to.
+    asked = load(preset=given.preset, overrides=_overrides(given, 0, {}))
+    parameters = arms_kept.parameters_digest(asked)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     out = Path(given.out)
     files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
+    before = arms_kept.load(files[2], parameters) if files[2].exists() else None
     added = [
         # What this very command has written before holds seeds of here, too.
         arms_kept.read(Path(file), arms=wanted, parameters=parameters, here=seeds, own=Path(file) == files[2])
@@ -102,14 +106,17 @@ def _ablations(given: argparse.Namespace) -> int:
     for number in range(given.seeds):
         for name in wanted:
             whole = here[arms.WHOLE][number].lineage if name != arms.WHOLE else None
-            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, whole)
+            run = _carried_out(given, number, f"{given.name}-{name}", arms.ARMS[name].overrides, asked.rounds, whole)
             say(f"{run.lineage}: measuring")
-            here[name].append(arms.arm_run(collect(run, novel=False), _measured(run)))
+            here[name].append(arms.arm_run(collect(run, asked.rounds, novel=False), _measured(run)))
         found = arms_kept.joined(here, [elsewhere])
         # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
-        write_text(files[2], canonical_json(arms_kept.keep(found, parameters)) + "\n")
+        kept = arms_kept.keep(found, parameters, before, seeds[: number + 1])
+        write_text(files[2], canonical_json(kept) + "\n")
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
-    text = arms.page(compared, command=_command(given, "ablations"), runs=found[arms.WHOLE])
+    whole_runs = found[arms.WHOLE]
+    measure = _measuring(given, [one.seed for one in whole_runs])
+    text = arms.page(compared, command=_command(given, "ablations"), runs=whole_runs, measure=measure)
     write_text(files[0], text)
     write_text(files[1], canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
     tree = {"files": [str(file) for file in files], "verdicts": {one.arm: one.verdict for one in compared}}
@@ -134,13 +141,13 @@ def _overrides(given: argparse.Namespace, number: int, arm: Mapping[str, Any]) -
 
 
 def _carried_out(
-    given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any], whole: str | None = None
+    given: argparse.Namespace, number: int, name: str, arm: Mapping[str, Any], last: int, whole: str | None = None
 ) -> Run:
-    """The finished run of a seed; what it would make as the run `whole` did is taken from there."""
+    """The run of a seed, its round `last` finished; what it would make as the run `whole` did is taken from there."""
     overrides = _overrides(given, number, arm)
     name = f"{name}-s{overrides['seed']}"
     run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
-    if not run.is_complete():
+    if run.summary(0) is None or len(run.finished_rounds()) < last:
         if whole is not None:
             from opd_evolver.steps.adopt import adopt
 
@@ -194,6 +201,14 @@ def _command(given: argparse.Namespace, action: str) -> str:
     for pair in given.pairs:
         words += ["--set", pair]
     return shlex.join(words)
+
+
+def _measuring(given: argparse.Namespace, seeds: Sequence[int]) -> str | None:
+    """What measures all seeds of a page that is in part of outcomes from before; None where one command does not."""
+    if not given.add or len(given.policy or ()) > 1 or [*seeds] != [*range(seeds[0], seeds[0] + len(seeds))]:
+        return None
+    alone = {**vars(given), "seeds": len(seeds), "first_seed": seeds[0], "add": []}
+    return _command(argparse.Namespace(**alone), "ablations")
 
 
 def _machine() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ class Adapter:
     """A model made trainable in place.
 
     Args:
-        model: a Hugging Face causal LM; with LoRA its layers are wrapped in place.
+        model: a Hugging Face causal LM; with LoRA its layers are wrapped in place, in full training all of it is
+            float32 until it is saved.
         params: `slow.adapter` and `slow.lora`.
         seed: fixes the adapter's first weights.
 
@@ -38,7 +40,9 @@ class Adapter:
         if params.adapter == "lora":
             self.peft = _with_lora(model, params.lora, seed)
         else:
-            model.requires_grad_(True)
+            # In bfloat16 a small update would be rounded away.
+            self._served = {name: tensor.dtype for name, tensor in _tensors(model)}
+            model.float().requires_grad_(True)
         whole = self.peft is None and self._share < 1.0
         self._first = {name: weight.detach().clone() for name, weight in self.trainable()} if whole else {}
 
@@ -84,7 +88,7 @@ class Adapter:
                     weight.mul_(self._share)
 
     def save(self, tokenizer: Any, target: Path, bare: Path) -> None:
-        """The policy in Hugging Face form; with LoRA it is merged by this, and the bare adapter kept.
+        """The policy in Hugging Face form, as precise as it was; with LoRA merged by this, and the bare adapter kept.
 
         Args:
             tokenizer: goes with the model.
@@ -97,7 +101,14 @@ class Adapter:
         if self.peft is not None:
             save(self.peft, tokenizer, bare)
             model = self.peft.merge_and_unload()
+        else:
+            for name, tensor in _tensors(model):
+                tensor.data = tensor.to(self._served[name])
         save(model, tokenizer, target)
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from chain(model.named_parameters(), model.named_buffers())
 
 
 def lora_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:

@@ -24,7 +24,7 @@ Named = Sequence[tuple[str, torch.nn.Parameter]]
 
 
 class Progress(NamedTuple):
-    """How far a training is: steps done, metrics logged, tokens processed."""
+    """How far a training is: steps done, metrics logged."""
 
     step: int
     metrics: list[dict[str, Any]]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -83,12 +83,26 @@ def arm(examples: Sequence[Example], which: Arm, seed: int) -> list[Example]:
         return list(examples)
     if which == "empty":
         return [e.model_copy(update={"teacher_ids": e.student_ids, "hindsight_spans": ()}) for e in examples]
-    return [_with_hindsight_of(example, _donor(example, examples, seed)) for example in examples]
+    return [_with_hindsight_of(one, donor) for one, donor in zip(examples, _donors(examples, seed), strict=True)]
 
 
-def _donor(example: Example, examples: Sequence[Example], seed: int) -> Example:
-    donors = [e for e in examples if e.ability == example.ability and e.rollout_id != example.rollout_id]
-    return donors[int(generator("shuffled", seed, example.example_id).integers(len(donors)))] if donors else example
+def _donors(examples: Sequence[Example], seed: int) -> Iterator[Example]:
+    alike: dict[str, list[Example]] = {}
+    own: dict[tuple[str, str], list[int]] = {}
+    for example in examples:
+        pile = alike.setdefault(example.ability, [])
+        own.setdefault((example.ability, example.rollout_id), []).append(len(pile))
+        pile.append(example)
+    for example in examples:
+        pile, mine = alike[example.ability], own[example.ability, example.rollout_id]
+        if len(pile) == len(mine):
+            yield example
+            continue
+        place = int(generator("shuffled", seed, example.example_id).integers(len(pile) - len(mine)))
+        # Among the others: each place of its own rollout up to there is stepped over.
+        for one in mine:
+            place += one <= place
+        yield pile[place]
 
 
 def _with_hindsight_of(example: Example, donor: Example) -> Example:

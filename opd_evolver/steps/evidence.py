@@ -9,7 +9,7 @@ from opd_evolver.benchmark.columns import PolicySource, ResultStore
 from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant
 from opd_evolver.benchmark.protocols import MemorySource
 from opd_evolver.benchmark.report import retention_pairs
-from opd_evolver.benchmark.results import SeedResult
+from opd_evolver.benchmark.results import COLUMNS, SeedResult
 from opd_evolver.benchmark.statistics import Estimate
 from opd_evolver.environments import registry
 from opd_evolver.lineage import Run
@@ -18,18 +18,17 @@ from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan, publish, snapshots
 
 
-def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedResult:
+def collect(run: Run, last: int, *, novel: bool = True) -> SeedResult:
     """The columns of the base and of a round, on deploy-test and on families that were never deployed.
 
     Args:
-        run: finished.
-        novel: also measure on families that were never deployed.
-        round_: in place of the last one.
+        run: has finished that round, and perhaps further ones.
+        last: the round.
+        novel: also measure on families that were never deployed, where there are any.
 
     Raises:
-        SetupError: no finished round, or its bytes are nowhere.
+        SetupError: its bytes are nowhere.
     """
-    last = round_ or snapshots.last_finished(run)
     folder = snapshots.sound(run, last)
     digests = dict((run.summary(last) or {})["digests"])
     base_path, base_digest = plan.base_policy(run)
@@ -40,18 +39,17 @@ def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedR
     with EnvironmentPool(registry.loader(run.params.environments)) as pool:
         bench = Benchmark(run.params, pool, ResultStore(run.paths.run / "columns"))
         deployed = bench.tasks("deploy-test", n)
-        columns: dict[str, AnyColumn] = {
+        columns: dict[str, AnyColumn | None] = {
             "base_alone": bench.column(Contestant(base, None), deployed, with_memory=False),
             "base_memory": bench.column(Contestant(base, memory), deployed, with_memory=True),
             "last_alone": bench.column(Contestant(policy, None), deployed, with_memory=False),
             "last_memory": bench.column(Contestant(policy, memory), deployed, with_memory=True),
         }
-        if novel:
-            strange = bench.tasks("novel-test", n)
+        if novel and (strange := bench.tasks("novel-test", n)):
             columns["novel_alone"] = bench.column(Contestant(policy, None), strange, with_memory=False)
             columns["novel_base_fresh"] = bench.fresh(base, strange)
             columns["novel_fresh"] = bench.fresh(policy, strange)
-        outcomes = {name: column.measured.outcomes for name, column in columns.items()}
+        outcomes = {name: column.measured.outcomes for name, column in columns.items() if column is not None}
         by_kind = rows.kinds(deployed, outcomes["base_memory"], run.params.memory.candidates)
     entries, values = rows.judged(folder / "memory", run.params)
     threshold = run.params.attribution.threshold
@@ -60,7 +58,7 @@ def collect(run: Run, *, novel: bool = True, round_: int | None = None) -> SeedR
         seed=run.params.seed,
         lineage=run.lineage,
         round=last,
-        columns=outcomes,
+        columns=dict.fromkeys(COLUMNS if novel else (), ()) | outcomes,
         retention=retention_pairs(measured[0].columns, measured[-1].columns),
         curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
         digests={"base": base_digest, **digests},

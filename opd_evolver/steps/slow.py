@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opd_evolver import contracts as data_contracts
 from opd_evolver import tracking
+from opd_evolver.abilities.dialect import verdict
 from opd_evolver.console import say
 from opd_evolver.contracts import docs
 from opd_evolver.contracts import drift as drift_contract
@@ -13,10 +14,10 @@ from opd_evolver.contracts import examples as example_contract
 from opd_evolver.contracts import ledger as ledger_contract
 from opd_evolver.contracts import memory as memory_contract
 from opd_evolver.durable import write_text
-from opd_evolver.errors import OutageError
+from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.lineage import RunPaths
 from opd_evolver.memory import confirm
-from opd_evolver.memory.attribution import attribute
+from opd_evolver.memory.attribution import attribute, latest_rounds, sure
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import flat
 from opd_evolver.records import canonical_json
@@ -42,14 +43,15 @@ def examples(job: Job, out: Path) -> StepResult:
     lines = (canonical_json(attributions[entry_id]) for entry_id in sorted(attributions))
     write_text(out / "attributions.jsonl", "".join(f"{line}\n" for line in lines))
     current = [row for row in rows if row.round == job.round]
-    first = job.round - params.slow.write_rounds + 1
-    earlier = [row for row in rows if first <= row.round < job.round and row.created]
+    latest = latest_rounds(rows, params.slow.write_rounds)
+    earlier = [row for row in rows if row.round in latest and row.round < job.round and row.created]
     encode = resources.policy(job).encode
     known = confirm.history(segments)
     made = views.build(current, entries, attributions, encode, params, known, earlier=earlier)
     audit = leakage.audit(made.examples, [*earlier, *current], cut=made.cut)
     digest = example_sets.write_set(out, made.examples, made.outcomes)
     valued = [one for one in attributions.values() if one.value is not None]
+    told = sure(attributions) if params.attribution.sure else attributions
     return result(
         job,
         digests={"examples": digest},
@@ -57,7 +59,7 @@ def examples(job: Job, out: Path) -> StepResult:
             "examples": {str(name): n for name, n in audit.n_examples.items()},
             "skipped": dict(made.skipped),
             "entries_with_evidence": len(valued),
-            "entries_helpful": sum((one.value or 0.0) >= params.attribution.threshold for one in valued),
+            "entries_helpful": sum(verdict(one, params.attribution.threshold) == "up" for one in told.values()),
         },
     )
 
@@ -103,7 +105,7 @@ def _data_docs(job: Job, checked: list[data_contracts.Contract], folder: Path) -
     try:
         tracker = tracking.open_tracker(Path(job.root), load_settings().mlflow_tracking_uri)
         tracker.log_folder(record, folder, f"contracts/round-{job.round:03d}")
-    except OutageError as error:
+    except (OutageError, SetupError) as error:
         say(f"MLflow has no copy of {page}: {error}")
     return str(page)
 

@@ -7,7 +7,7 @@ compares the variants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,7 +21,17 @@ from opd_evolver.memory.attribution.uniform import uniform
 from opd_evolver.params import AttributionParams
 from opd_evolver.records import Attribution, Entry, LedgerRow
 
-__all__ = ["VARIANTS", "Estimate", "Estimator", "Pairs", "attribute", "creators", "evidence", "sure"]
+__all__ = [
+    "VARIANTS",
+    "Estimate",
+    "Estimator",
+    "Pairs",
+    "attribute",
+    "creators",
+    "evidence",
+    "latest_rounds",
+    "sure",
+]
 
 VARIANTS: dict[str, Estimator] = {"paper": paper, "released": released, "causal": causal, "uniform": uniform}
 
@@ -57,11 +67,16 @@ def attribute(rows: Sequence[LedgerRow], entries: Sequence[Entry], params: Attri
     every = _valued(variant, rows, entries, made, alphas, params)
     if not params.rounds:
         return every
-    last = max((row.round for row in rows), default=0)
-    recent = [row for row in rows if row.round > last - params.rounds]
+    latest = latest_rounds(rows, params.rounds)
+    recent = [row for row in rows if row.round in latest]
     # What a convention was worth before it changed says nothing of now; where nothing is known of now, it must do.
     now = _valued(variant, recent, entries, made, alphas, params)
     return {name: one if one.value is not None else every[name] for name, one in now.items()}
+
+
+def latest_rounds(rows: Iterable[LedgerRow], n: int) -> frozenset[int]:
+    """The latest `n` rounds of a ledger. A refused round's part is put away, so its number is missing there."""
+    return frozenset(sorted({row.round for row in rows})[-n:])
 
 
 def sure(attributions: Mapping[str, Attribution]) -> dict[str, Attribution]:
