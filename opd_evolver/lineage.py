@@ -268,23 +268,27 @@ def _create(
     reason: str = "",
     source: Run | None = None,
 ) -> Run:
+    kept = parent.round if parent else 0
+    along, left = _edits(source, kept, action) if source is not None else ([], [])
     draft = RunIdentity(name=name, lineage=lineage, parent=parent, params={}, params_digest="")
-    identity = _write_identity(root, draft, params)
-    if source is not None:  # killed from here on, the lineage's name is taken, and it is never the current one
-        _hand_on(source, RunPaths(root, lineage), parent.round if parent else 0, action)
+    opened = Run(root, _write_identity(root, draft, params))
+    if along:  # killed from here on, the lineage's name is taken, and it is never the current one
+        lines = "".join(f"{canonical_json(edit)}\n" for edit in along)
+        write_text(edits.file_of(opened.paths.run, kept + 1), lines)
     heads.append(root, name, Head(lineage=lineage, action=action, reason=reason))
-    return Run(root, identity)
+    edits.say_left(left, lineage, kept)
+    return opened
 
 
-def _hand_on(run: Run, opened: RunPaths, kept: int, action: Action) -> None:
-    """Edits by hand that the memory of round `kept` does not have enter the next round of the lineage being opened.
+def _edits(run: Run, kept: int, action: Action) -> tuple[list[edits.Edit], list[edits.Edit]]:
+    """Edits by hand that the memory of round `kept` lacks: for the next round of the new lineage, and left behind.
 
     A rollback takes back what entered the rounds behind `kept`; a fork plays them anew with it.
     """
     start, now = run.held(kept + 1), run.held(len(run.finished_rounds()) + 1)
     # Where the memory stays, so does all that an undo can name.
     memory = None if start == now else run.owner(start).version(start) / "memory"
-    edits.hand_on(run.edit_files(start), opened.run, kept, now if action == "rollback" else 0, memory)
+    return edits.sorted_out(run.edit_files(start), kept, now if action == "rollback" else 0, memory)
 
 
 def _write_identity(root: Path, identity: RunIdentity, params: Params) -> RunIdentity:

@@ -79,7 +79,9 @@ class HeadroomParams(Section):
     exceptions: float = Field(0.3, ge=0, le=1, description="share of the tasks about such a key that are exceptions")
     drift: float = Field(0.0, ge=0, le=1, description="share of the deployed tips that change during deployment")
     drift_after: int = Field(60, ge=0, description="tasks of deploy-train and domain before they change")
-    one_off: float = Field(0.0, ge=0, le=1, description="share of the double tasks that ask what never comes again")
+    one_off: float = Field(
+        0.0, ge=0, le=1, description="share of the double tasks that ask for what the family has not"
+    )
     wording: float = Field(0.0, ge=0, le=1, description="share of the tips that are noted in other words")
 
 

@@ -10,6 +10,7 @@ from conftest import Opd
 
 from opd_evolver import lineage, step
 from opd_evolver.durable import write_text
+from opd_evolver.errors import CorruptionError
 from opd_evolver.lineage import Run
 from opd_evolver.memory import edits
 from opd_evolver.memory.snapshot import write_snapshot
@@ -128,6 +129,25 @@ def test_a_rollback_takes_along_the_undo_of_what_the_older_memory_has(project: P
     end(run, 2, champion=2)
     add(run, 3, undo_of(done), undo_of(f"undo-{done}"))
     assert len(waiting(lineage.branch(project, NAME, 1), 2)) == 2
+
+
+def test_the_way_back_from_a_rollback_says_what_waits_there(project: Path, opd: Opd) -> None:
+    add(lineage.open_run(project, NAME), 2, import_of("a"))
+    add(lineage.branch(project, NAME, 1), 2, import_of("b"))
+    said = opd("memory", "undo", "--name", NAME)
+    assert said.code == 0 and f"{NAME} goes on from round 1 without: import b.jsonl; ask again" in said.err, said.err
+    assert waiting(lineage.open_run(project, NAME), 2) == [import_of("a")]
+
+
+def test_a_lineage_that_cannot_be_opened_leaves_no_name_behind(project: Path) -> None:
+    run = lineage.open_run(project, NAME)
+    add(run, 2, import_of("a"))
+    path = edits.file_of(run.paths.run, 2)
+    path.write_text("{}\n" + path.read_text())
+    for _ in range(2):
+        with pytest.raises(CorruptionError, match="line 1 is malformed"):
+            lineage.branch(project, NAME, 1)
+    assert lineage.next_lineage(project, NAME) == f"{NAME}~2"
 
 
 def test_a_fork_takes_along_all_that_came_from_outside(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -263,14 +263,17 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_reply_beyond_the_models_positions_is_a_clear_error(learned: Path) -> None:
+def test_a_reply_beyond_the_models_positions_is_a_clear_error(
+    learned: Path, policies: dict[str, LocalPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies["qwen3"], "_positions", 4)
+    assert policies["qwen3"].generate([request_of("a")])[0].token_ids, "rotary embeddings go on"
     policy = LocalPolicy.load(learned, max_prompt_tokens=64)
     long = next(made for n in range(99) if len(policy.encode((made := request_of("a " * n)).prompt).token_ids) == 54)
     with pytest.raises(SetupError, match=r"102 tokens of a prompt.*at most 64, the model's positions.*max_prompt_tok"):
         policy.generate([request_of("a"), long.model_copy(update={"sampling": Sampling(max_new_tokens=48)})])
     fits = long.model_copy(update={"sampling": Sampling(max_new_tokens=10)})
-    [alone] = policy.generate([fits])
-    assert len(alone.token_ids) == 10
+    assert len((alone := policy.generate([fits])[0]).token_ids) == 10
     # A row that is done early goes on in its batch, and has no positions there.
     beside = [request_of("a", seed, Sampling(max_new_tokens=40)) for seed in range(7)]
     assert policy.generate([fits, *beside])[0].token_ids == alone.token_ids
@@ -282,9 +285,8 @@ def test_a_run_that_needs_more_positions_is_known_before_it_is_begun(learned: Pa
         check_positions(learned, prompt=51, reply=14)
     with pytest.raises(SetupError, match="lower fast"):
         check_positions(learned, prompt=1, reply=64)
-    wanted = merge(load_preset("micro"), {"policy.path": str(learned), "policy.max_prompt_tokens": 60}, "test")
     with pytest.raises(SetupError, match="the model's positions"):
-        prepare.check(wanted)
+        prepare.check(merge(load_preset("micro"), {"policy.path": str(learned), "policy.max_prompt_tokens": 60}, "t"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from conftest import Opd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_bounds import FORKS
@@ -179,7 +181,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.mark.usefixtures("forgotten")
 def test_a_trial_that_a_busy_machine_did_not_end_is_repeated_and_never_remembered(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, opd: Opd
 ) -> None:
     late, done = Outcome(exit_code=143, timed_out=True, killed_by="wall time"), Outcome(exit_code=0, stdout="done\n")
     said = [late, done, late, done]
@@ -193,6 +195,8 @@ def test_a_trial_that_a_busy_machine_did_not_end_is_repeated_and_never_remembere
     monkeypatch.setattr(run.Sandbox, "run", lambda *_: (_ for _ in ()).throw(slow))
     with pytest.raises(OutageError, match="took too long"):
         probe()
+    status = opd("status", "--json")
+    assert status.code == 1 and "took too long" in json.loads(status.out)["tools"], "the stack is told all the same"
     monkeypatch.setattr(run.Sandbox, "run", lambda *_: done)
     assert probe().languages == LANGUAGES
 

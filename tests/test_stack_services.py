@@ -237,21 +237,26 @@ def test_a_step_of_a_deployment_ends_without_whoever_waits_for_it(folder: Path) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="start times move with the clock on Linux")
-@pytest.mark.skipif(sys.platform != "linux", reason="start times move with the clock on Linux")
-def test_what_runs_is_not_left_behind_when_the_clock_is_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_is_neither_left_behind_nor_forgotten_when_the_clock_is_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(left.FLOW, "")
     left.mark(folder)
-    server = services.spawn(folder, "server", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    env = {**os.environ, services.MARK: MARK}
+    server = services.spawn(folder, "server", [sys.executable, "-c", "import time; time.sleep(60)"], env)
     try:
+        end = time.monotonic() + 30
         while not any(pid == server.pid for pid, _, _ in processes.carrying(left.FLOW)):
+            assert time.monotonic() < end
             time.sleep(0.02)
         boot = psutil.boot_time()
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
         assert server.alive() and left.behind(folder) == []
+        assert services.stop(Stack(mark=MARK, prefect_port=1, services={"server": server})) == ["server"]
+        assert not server.alive()
     finally:
-        os.kill(server.pid, signal.SIGKILL)
-        os.waitpid(server.pid, 0)
-    assert not server.alive()
+        if server.alive():
+            os.kill(server.pid, signal.SIGKILL)
 
 
 def test_a_step_goes_on_when_the_clock_is_set() -> None:

@@ -1,8 +1,8 @@
 """The gate: promote a round's policy and memory together, or keep the champion's together and say why.
 
 Promote iff, on `deploy-val`, the lower 95 % bound of (new - champion) > -margin, and the same on
-`novel-val` for each retention metric with its own margin; a margin of 1 refuses nothing. What is chosen on
-these splits is never reported on them.
+`novel-val` for each retention metric with its own margin; a margin of 1 refuses nothing that was
+measured. What is chosen on these splits is never reported on them.
 Differs: the paper has no gate. A distillation that buys success with retention is a regression.
 """
 

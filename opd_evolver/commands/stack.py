@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from opd_evolver.console import result
+from opd_evolver.errors import OutageError
 
 
 def _print(tree: dict[str, Any], given: argparse.Namespace) -> None:
@@ -32,7 +33,10 @@ def status(given: argparse.Namespace) -> int:
     from opd_evolver import sandbox, stack
 
     tree = stack.status()
-    tree["tools"] = sandbox.probe().line()
+    try:
+        tree["tools"] = sandbox.probe().line()
+    except OutageError as error:
+        tree["tools"] = f"not known: {error}"
     _print(tree, given)
     return 0 if tree.get("running") else 1
 

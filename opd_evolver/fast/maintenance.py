@@ -19,6 +19,7 @@ from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Command, Notes
 from opd_evolver.fast.redundancy import first_shown, in_doubt
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory import rivals
+from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.store import entry_of
 from opd_evolver.params import DialectName, Params
@@ -41,7 +42,7 @@ from opd_evolver.records import (
 from opd_evolver.rollout.budget import Unit
 from opd_evolver.rollout.calls import Calls, waiting_by_itself
 
-GROUP = "maintain"
+GROUP = MAINTAIN
 """Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
 
 
@@ -220,7 +221,8 @@ def maintenance(
         seen: ids of entries that an earlier episode of this barrier began with.
     """
     began = time.perf_counter()
-    live = repository.entries()
+    with waiting_by_itself():
+        live = repository.entries()
     told = rivals.notes(live)
     # A policy that is shown nothing doubtful retires something all the same: further episodes need a reason.
     first_entries = first_shown(in_doubt(live, told) if number else live, settings.shown, seen, told)

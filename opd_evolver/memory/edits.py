@@ -8,7 +8,7 @@ step keys; a lineage without edits keeps the keys it had.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -75,6 +75,11 @@ def read(path: Path) -> list[Edit]:
     return _read(path, Edit)
 
 
+def read_all(paths: Iterable[Path]) -> list[Edit]:
+    """As `read`, one file after the other."""
+    return [edit for path in paths for edit in read(path)]
+
+
 def forgotten(run_folder: Path) -> frozenset[str]:
     """Ids of the entries that were erased in a run, all its lineages alike, by its folder runs/<name>.
 
@@ -110,18 +115,19 @@ def _read(path: Path, of: type[Line]) -> list[Line]:
 
 def digest(*paths: Path) -> str | None:
     """Names the waiting edits in step keys; None when there are none."""
-    found = [edit for path in paths for edit in read(path)]
+    found = read_all(paths)
     return digest_of([canonical_json(edit) for edit in found]) if found else None
 
 
-def hand_on(files: Mapping[int, Path], run_folder: Path, kept: int, taken_back: int, memory: Path | None) -> None:
-    """Puts the edits of one lineage into the next round of another that is being opened; says what stays behind.
+def sorted_out(
+    files: Mapping[int, Path], kept: int, taken_back: int, memory: Path | None
+) -> tuple[list[Edit], list[Edit]]:
+    """Edits of one lineage that go along to another that is being opened, and those that stay behind.
 
-    That is what entered a round that is taken back, and the undo of an operation that the memory does not have.
+    These are what entered a round that is taken back, and the undo of an operation that the memory does not have.
 
     Args:
         files: by round, those of the rounds behind the memory that the other lineage starts from.
-        run_folder: the other one's, runs/<lineage>.
         kept: its last round that is finished; edits for rounds up to this one it finds where they are.
         taken_back: the last round that it takes back.
         memory: the snapshot that it starts from, an empty memory where there is none; None where it has all
@@ -139,11 +145,14 @@ def hand_on(files: Mapping[int, Path], run_folder: Path, kept: int, taken_back: 
                 known.update(one.operation_id for one in edit.operations)
             if round_ > kept:
                 (along if fits else left).append(edit)
-    if along:
-        durable.write_text(file_of(run_folder, kept + 1), "".join(canonical_json(edit) + "\n" for edit in along))
+    return along, left
+
+
+def say_left(left: Sequence[Edit], lineage: str, round_: int) -> None:
+    """Tells what a lineage that goes on from `round_` does not have."""
     if left:
         told = ", ".join(f"{edit.kind} {edit.reason}" for edit in left)
-        console.say(f"{run_folder.name} goes on from round {kept} without: {told}; ask again for what is missed")
+        console.say(f"{lineage} goes on from round {round_} without: {told}; ask again for what is missed")
 
 
 def apply(memory: Memory, edits: Sequence[Edit], round_: int, lineage: str) -> int:

@@ -45,6 +45,8 @@ class LocalPolicy:
                 f"at most {positions}, the model's positions",
                 f"set policy.max_prompt_tokens={positions // 2}",
             )
+        # A rotary embedding goes on beyond what was trained, a table of positions ends.
+        self._are_learned = not any("rotary" in type(module).__name__.lower() for module in model.modules())
         self.model = model
         self.tokenizer = tokenizer
         self.version = version
@@ -144,11 +146,12 @@ class LocalPolicy:
         self.version = version
 
     def _run(self, prompts: Sequence[Sequence[int]], settings: Sequence[Sampling], seeds: Sequence[int]) -> Generated:
+        positions = self._positions if self._are_learned else None
         longest = max((len(ids) + one.max_new_tokens for ids, one in zip(prompts, settings, strict=True)), default=0)
-        if self._positions is not None and longest > self._positions:
+        if positions is not None and longest > positions:
             raise SetupError(
                 f"{longest} tokens of a prompt and the longest reply to it",
-                f"at most {self._positions}, the model's positions",
+                f"at most {positions}, the model's positions",
                 "lower policy.max_prompt_tokens or fast.*_max_new_tokens",
             )
         with _serving(self.model, self.threads):

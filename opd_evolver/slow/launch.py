@@ -88,6 +88,7 @@ def _ranks(written: Path, work: Path, n: int, threads: int) -> Iterator[Ranks]:
         for rank in range(n):
             log = work / f"rank-{rank}.err"
             with log.open("ab") as errors:
+                begin = errors.tell()  # the process shares the place
                 process = subprocess.Popen(
                     [sys.executable, "-m", "opd_evolver.slow.launch", str(written), str(os.getpid())],
                     env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -95,7 +96,7 @@ def _ranks(written: Path, work: Path, n: int, threads: int) -> Iterator[Ranks]:
                     stderr=errors,
                     bufsize=0,  # else lines would wait in a buffer that `select` does not see
                 )
-                started.append(Rank(process, log, errors.tell()))
+                started.append(Rank(process, log, begin))
         yield started
     finally:
         for one in started:
@@ -103,6 +104,7 @@ def _ranks(written: Path, work: Path, n: int, threads: int) -> Iterator[Ranks]:
             one.process.wait()
             if one.process.stdout is not None:
                 one.process.stdout.close()
+        for one in started:
             for line in one.said().splitlines(keepends=True):
                 pass_on(line)
 

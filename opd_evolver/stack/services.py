@@ -268,7 +268,9 @@ def stop(stack: Stack) -> list[str]:
 
 
 def _members(stack: Stack) -> list[tuple[int, float]]:
-    recorded = [(service.pid, service.started) for service in stack.services.values() if service.alive()]
+    # Start times of now: those that were recorded are others once the clock was set.
+    alive_now = ((one.pid, started(one.pid)) for one in stack.services.values() if one.alive())
+    recorded = [(pid, began) for pid, began in alive_now if began is not None]
     return sorted(set(recorded) | {pair for pair in marked(stack.mark) if pair[0] not in {pid for pid, _ in recorded}})
 
 

@@ -41,7 +41,7 @@ def begin(job: Job, out: Path) -> StepResult:
     run = Run(Path(job.root), read_identity(Path(job.root), job.lineage))
     with _written(job) as memory:
         # Whatever waits by now, also what was added while the memory was being restored.
-        waiting = [edit for path in plan.edit_files(run, job.round) for edit in edits.read(path)]
+        waiting = edits.read_all(plan.edit_files(run, job.round))
         begun = any(key.round >= job.round for key in memory.ledger.segment_keys())
         n_added = 0 if begun else edits.apply(memory, waiting, job.round, job.lineage)
         return result(job, metrics={"n_entries": len(memory.entries()), "n_edits": len(waiting), "n_added": n_added})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,17 +171,30 @@ def _same_base(run: Run) -> None:
     """Whether the weights are those that the run began with: every step key and measurement names their digest."""
     if not (run.owner(0).run / "base.json").exists():
         return
-    from opd_evolver.policy.weights import weights_digest
-
     path, digest = plan.base_policy(run)
     folder = run.root / path
     # A folder that is gone is named by whoever needs it; what is finished does not.
-    if folder.is_dir() and (seen := weights_digest(folder)) != digest:
+    if folder.is_dir() and (seen := _digest_of(folder)) != digest:
         raise SetupError(
             f"the base policy in {folder} is another one than `{run.lineage}` began with: digest {seen[:12]}",
             digest[:12],
             "restore it, or choose a new --name",
         )
+
+
+def _digest_of(folder: Path) -> str:
+    """Of gigabytes it takes a while: once a process, as long as no file changed."""
+    from opd_evolver.policy.weights import weight_files
+
+    states = ((file, file.stat()) for file in weight_files(folder))
+    return _digest(folder, tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
+
+
+@lru_cache(maxsize=2)
+def _digest(folder: Path, _files: tuple[tuple[Path, int, int], ...]) -> str:
+    from opd_evolver.policy.weights import weights_digest
+
+    return weights_digest(folder)
 
 
 def hosted(run: Run) -> None:

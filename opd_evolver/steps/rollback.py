@@ -12,6 +12,7 @@ from opd_evolver import lineage, tracking
 from opd_evolver.console import say
 from opd_evolver.errors import OutageError, SetupError
 from opd_evolver.lineage import Run
+from opd_evolver.memory import edits
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan, snapshots
 
@@ -39,10 +40,17 @@ def undo(root: Path, name: str) -> Run:
     Raises:
         SetupError: there is nothing to undo.
     """
-    lineage.open_run(root, name)
+    waited = _waiting(lineage.open_run(root, name))
     run = lineage.undo(root, name)
     _alias(run)
+    waits = _waiting(run)
+    edits.say_left([edit for edit in waited if edit not in waits], run.lineage, len(run.finished_rounds()))
     return run
+
+
+def _waiting(run: Run) -> list[edits.Edit]:
+    """Edits by hand that no finished round has taken."""
+    return edits.read_all(run.edit_files(len(run.finished_rounds())).values())
 
 
 def _alias(run: Run) -> None:

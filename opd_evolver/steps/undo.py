@@ -30,7 +30,7 @@ def operation(run: Run, operation_id: str, *, dry_run: bool = False) -> Undone:
     segments = list(segments_of(folder))
     entries = {entry.entry_id: entry for entry in read_entries(folder)}
     files = run.edit_files(held, round_).values()
-    for edit in (one for path in files for one in edits.read(path)):  # what waits already has been applied by then
+    for edit in edits.read_all(files):  # what waits already has been applied by then
         segment = LedgerSegment(
             lineage=run.lineage,
             round=round_,
