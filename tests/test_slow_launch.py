@@ -14,6 +14,7 @@ import pytest
 from slow_toys import N, World, slow
 
 from opd_evolver.errors import OpdError, SetupError
+from opd_evolver.records import canonical_json
 from opd_evolver.slow import launch, train
 
 pytestmark = pytest.mark.timeout(600)
@@ -139,6 +140,30 @@ def test_what_a_process_says_is_passed_on_and_kept(
     said = capsys.readouterr().err
     assert "a warning\n" in said and "grid: 12 rooms loaded\n" in said
     assert seen == [(1, 6)]
+
+
+WAITING = """
+import sys, torch.distributed
+from opd_evolver.records import canonical_json
+from opd_evolver.slow import train
+
+
+def init(*, timeout=None, **_):
+    print(timeout.days)
+    raise SystemExit
+
+
+torch.distributed.init_process_group = init
+train.distil(train.Distillation.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_processes_wait_for_the_first_one_however_long_its_anchors_take(tmp_path: Path) -> None:
+    """Those of a large model, or of a machine that slept, take longer than the ten minutes of NCCL."""
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-c", WAITING, canonical_json(asked_of(tmp_path))]
+    done = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and int(done.stdout) > 1, done.stderr[-500:]
 
 
 class Opened(Exception):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from opd_evolver.slow.views import Outcome
 
 CHECKPOINTS, METRICS, ADAPTER = "checkpoints", "metrics.jsonl", "adapter"
 OnProgress = Callable[[int, int], None]
+PATIENCE = timedelta(days=30)
+"""How long processes wait for one another: the first one plays all anchors, and `launch` knows when one has ended."""
 
 
 class DistilReport(Record):
@@ -91,12 +94,14 @@ def distil(what: Distillation, on_progress: OnProgress | None = None) -> DistilR
         SetupError, CorruptionError: unreadable policy, examples or checkpoint; each names its mend.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     params, target, work = what.params, what.target, what.work
     began, before = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(params.slow.threads)
     try:
-        accelerator = Accelerator(cpu=what.device == "cpu")
+        group = InitProcessGroupKwargs(timeout=PATIENCE)
+        accelerator = Accelerator(cpu=what.device == "cpu", kwargs_handlers=[group])
         torch.set_num_threads(params.slow.threads)  # a distributed accelerator sets its own
         device = what.device if accelerator.num_processes == 1 else str(accelerator.device)
         student = _open(what.policy_path, params, device, params.slow.threads)
