@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_cases import FULL_LEVELS, die, filled, in_child, in_children, tip, wave
+from memory_cases import FULL_LEVELS, die, filled, in_children, in_fresh_processes, tip, wave
 
 from opd_evolver.errors import SetupError
 from opd_evolver.memory.snapshot import restore, write_snapshot
@@ -22,6 +22,7 @@ from opd_evolver.settings import load_settings
 
 pytestmark = pytest.mark.timeout(600)
 Opened = Callable[..., Memory]
+Processes = Callable[[Sequence[Callable[[], None]]], list[int]]
 TEXT = st.text(max_size=40)
 
 
@@ -40,6 +41,11 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def params(store: str) -> MemoryParams:
     return MemoryParams(store=store)
+
+
+@pytest.fixture
+def in_processes(store: str) -> Processes:
+    return in_fresh_processes if store == "weaviate" else in_children
 
 
 @pytest.fixture
@@ -147,7 +153,9 @@ def test_a_reader_sees_what_was_committed_and_may_not_write(tmp_path: Path, para
         Memory.open(tmp_path / "none", params, read_only=True)
 
 
-def test_a_crash_between_ledger_and_index_is_replayed(tmp_path: Path, params: MemoryParams) -> None:
+def test_a_crash_between_ledger_and_index_is_replayed(
+    tmp_path: Path, params: MemoryParams, in_processes: Processes
+) -> None:
     with Memory.open(tmp_path, params) as memory:
         memory.commit(wave(0))
 
@@ -155,7 +163,8 @@ def test_a_crash_between_ledger_and_index_is_replayed(tmp_path: Path, params: Me
         with Memory.open(tmp_path, params) as memory, patch.object(type(memory.index), "upsert", die):
             memory.commit(wave(1))
 
-    assert in_child(killed) < 0
+    [status] = in_processes([killed])
+    assert status < 0
     with pytest.raises(SetupError, match="opd resume"):
         Memory.open(tmp_path, params, read_only=True)
     with Memory.open(tmp_path, params) as memory:
@@ -166,7 +175,7 @@ def test_a_crash_between_ledger_and_index_is_replayed(tmp_path: Path, params: Me
         assert embedded.digest() == found, "the digest is that of the embedded index"
 
 
-def test_several_writers_one_after_another(tmp_path: Path, params: MemoryParams) -> None:
+def test_several_writers_one_after_another(tmp_path: Path, params: MemoryParams, in_processes: Processes) -> None:
     def commits(number: int) -> Callable[[], None]:
         def work() -> None:
             with Memory.open(tmp_path, params) as memory:
@@ -175,12 +184,14 @@ def test_several_writers_one_after_another(tmp_path: Path, params: MemoryParams)
         return work
 
     for number in range(4):
-        assert in_child(commits(number)) == 0
+        assert in_processes([commits(number)]) == [0]
     with Memory.open(tmp_path, params) as memory:
         assert len(memory.index.applied()) == 4 and len(memory.entries()) == 16
 
 
-def test_several_writers_at_once_commit_one_after_another(tmp_path: Path, params: MemoryParams) -> None:
+def test_several_writers_at_once_commit_one_after_another(
+    tmp_path: Path, params: MemoryParams, in_processes: Processes
+) -> None:
     """Each waits for the ledger's lock and for its turn: nothing is lost, nothing is written twice."""
 
     def commits(number: int) -> Callable[[], None]:
@@ -198,7 +209,7 @@ def test_several_writers_at_once_commit_one_after_another(tmp_path: Path, params
 
         return work
 
-    assert in_children([commits(number) for number in range(4)]) == [0, 0, 0, 0]
+    assert in_processes([commits(number) for number in range(4)]) == [0, 0, 0, 0]
     with Memory.open(tmp_path, params) as memory:
         assert len(memory.index.applied()) == 4 and len(memory.entries()) == 16
         found = memory.digest()
