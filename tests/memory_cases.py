@@ -119,12 +119,10 @@ def _begun(work: Callable[[], None]) -> int:
 def in_fresh_processes(works: Sequence[Callable[[], None]]) -> list[int]:
     """As `in_children`, without forking this process: one that has spoken gRPC cannot be forked safely."""
     code = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
-    path = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [here, here.parent]))}
     begun = []
     for work in works:
-        env = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
         process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env=env)
         assert process.stdin is not None
         process.stdin.write(cloudpickle.dumps(work))
