@@ -129,8 +129,8 @@ class Run:
         last = len(self.finished_rounds()) + 2 if until is None else until
         return {n: edits.file_of(self.owner(n).run, n) for n in range(after + 1, last + 1)}
 
-    def is_complete(self) -> bool:
-        return self.summary(0) is not None and len(self.finished_rounds()) >= self.params.rounds
+    def is_complete(self, rounds: int | None = None) -> bool:
+        return self.summary(0) is not None and len(self.finished_rounds()) >= (rounds or self.params.rounds)
 
 
 def read_identity(root: Path, lineage: str) -> RunIdentity:

@@ -55,7 +55,13 @@ def alive(pid: int, started_at: float, birth: str | None = None) -> bool:
     return now is not None and abs(now - started_at) < 1.0
 
 
+def lives(record: Mapping[str, Any]) -> bool:
+    """Whether the process of a record, as `me` makes it, still runs. Earlier versions wrote no birth down."""
+    return alive(int(record["pid"]), float(record["started"]), record.get("birth"))
+
+
 def me() -> dict[str, Any]:
+    """This process, for a record."""
     return {"pid": os.getpid(), "started": started(os.getpid()), "birth": born(os.getpid())}
 
 
@@ -107,15 +113,12 @@ def end_without(waiting: Mapping[str, Any] | None) -> None:
     if waiting is None or waiting["place"] != place():
         return
 
-    def waits() -> bool:
-        return alive(int(waiting["pid"]), float(waiting["started"]), waiting.get("birth"))
-
     def look() -> None:
-        while waits():
+        while lives(waiting):
             time.sleep(POLL_S)
         os._exit(KILLED)
 
-    if not waits():
+    if not lives(waiting):
         os._exit(KILLED)
     threading.Thread(target=look, name="end-without", daemon=True).start()
 

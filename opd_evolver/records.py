@@ -23,6 +23,8 @@ Level = Literal["trajectory", "tip", "skill", "tool"]
 LEVELS: tuple[Level, ...] = ("trajectory", "tip", "skill", "tool")
 Ability = Literal["select", "act", "write", "maintain"]
 ABILITIES: tuple[Ability, ...] = ("select", "act", "write", "maintain")
+MAINTAIN = "maintain"
+"""Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
 
 
 class Record(BaseModel):

@@ -135,6 +135,11 @@ class FastParams(Section):
     )
     outage_retries: int = Field(3, ge=0)
 
+    @property
+    def longest_reply(self) -> int:
+        """Tokens of the longest reply of any ability; maintenance has as many as writing."""
+        return max(self.act_max_new_tokens, self.select_max_new_tokens, self.write_max_new_tokens)
+
 
 class AttributionParams(Section):
     variant: Literal["paper", "released", "causal", "uniform"] = "paper"

@@ -11,7 +11,7 @@ from typing import Any
 from opd_evolver.durable import write_text
 from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run, read_json
-from opd_evolver.processes import alive, me
+from opd_evolver.processes import lives, me
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 
 
@@ -21,7 +21,7 @@ def holder(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     held = read_json(path)
-    return {**held, "live": alive(held["pid"], held["started"], held.get("birth"))}
+    return {**held, "live": lives(held)}
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from slow_world import Played, play
 from opd_evolver.abilities import dialects
 from opd_evolver.benchmark.columns import deciding
 from opd_evolver.errors import SetupError
-from opd_evolver.fast.maintenance import GROUP
 from opd_evolver.params import merge
-from opd_evolver.records import canonical_json
+from opd_evolver.records import MAINTAIN, canonical_json
 from opd_evolver.rollout.settings import EpisodeSettings
 from opd_evolver.slow.leakage import audit
 from opd_evolver.slow.views import build
@@ -36,14 +35,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 
 def test_the_epoch_is_played_in_instruct(world: Played) -> None:
-    rows = [row for row in world.rows if row.group != GROUP]
+    rows = [row for row in world.rows if row.group != MAINTAIN]
     assert {row.renderer for row in world.rows} == {"instruct-1"}
     assert not any(row.select_fallback for row in rows) and any(row.injected for row in rows)
     assert all(turn.parsed for row in rows for turn in row.turns)
     informed = [row.success for row in rows if row.injected]
     guessing = [row.success for row in rows if not row.injected]
     assert sum(informed) / len(informed) > sum(guessing) / len(guessing) and len(world.entries) > 3
-    kept = [turn for row in world.rows if row.group == GROUP for turn in row.turns]
+    kept = [turn for row in world.rows if row.group == MAINTAIN for turn in row.turns]
     assert {turn.parsed for turn in kept} == {True, False} and any("[m" in turn.result for turn in kept)
 
 

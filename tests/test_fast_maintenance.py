@@ -13,7 +13,7 @@ from rollout_world import Recorder, Shelf, small, tip
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import maintenance_due
-from opd_evolver.fast.maintenance import GROUP, Maintenance, MaintenanceSettings, maintenance
+from opd_evolver.fast.maintenance import Maintenance, MaintenanceSettings, maintenance
 from opd_evolver.fast.redundancy import first_shown
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory.attribution import evidence
@@ -21,7 +21,7 @@ from opd_evolver.memory.rivals import usefulness
 from opd_evolver.memory.segment import LedgerSegment
 from opd_evolver.memory.store import Memory, entry_of
 from opd_evolver.policy.scripted import ScriptedPolicy
-from opd_evolver.records import Entry, GenerationRequest, Prompt, Proposal, TipContent
+from opd_evolver.records import MAINTAIN, Entry, GenerationRequest, Prompt, Proposal, TipContent
 from opd_evolver.rollout.driver import drive
 
 WAVE = Wave(round=2, index=1, n_tasks=40, microbatches=(), maintain_after=True)
@@ -228,7 +228,7 @@ def test_an_empty_memory_is_maintained_without_a_call(tmp_path: Path) -> None:
 def test_its_row_is_logged_but_is_no_evidence(memory: Memory) -> None:
     done, shown = shown_by(memory, says("lookup zora", "finish"))
     [row] = memory.ledger.rows()
-    assert row == done.row and row.group == GROUP and row.selected == row.injected == ()
+    assert row == done.row and row.group == MAINTAIN and row.selected == row.injected == ()
     assert [candidate.entry_id for candidate in row.candidates] == [entry.entry_id for entry in shown]
     assert [call.ability for call in row.calls] == ["maintain", "maintain"]
     assert not evidence([row], memory.entries(live_only=False)).chosen.any()

@@ -15,7 +15,6 @@ import pytest
 from memory_cases import in_children, row, tip
 
 from opd_evolver import cli, lineage, processes, versioning
-from opd_evolver.fast.maintenance import GROUP
 from opd_evolver.memory import story, views
 from opd_evolver.memory.diff import changes, counts
 from opd_evolver.memory.segment import LedgerSegment
@@ -23,6 +22,7 @@ from opd_evolver.memory.snapshot import read_entries, read_rows, verify
 from opd_evolver.memory.store import Memory
 from opd_evolver.memory.stores import INDEX_FILE
 from opd_evolver.memory.tombstone import tombstone
+from opd_evolver.records import MAINTAIN
 from opd_evolver.settings import load_settings
 from opd_evolver.steps import plan
 
@@ -107,7 +107,7 @@ def test_maintenance_that_listed_an_entry_is_no_rollout(tmp_path: Path) -> None:
     entry = tip("late", "4")
     shown = row("with", injected=[entry.entry_id])
     without = shown.model_copy(update={"rollout_id": "without", "selected": (), "injected": ()})
-    listing = {"group": GROUP, "episode_return": 0.0, "success": False}
+    listing = {"group": MAINTAIN, "episode_return": 0.0, "success": False}
     listed = [without.model_copy(update={**listing, "rollout_id": f"m{number}"}) for number in range(3)]
     with Memory.open(tmp_path) as memory:
         memory.commit(LedgerSegment(lineage="run", round=1, wave=0, entries=(entry,)))

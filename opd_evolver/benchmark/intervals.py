@@ -94,10 +94,8 @@ def _percentiles(families: Sequence[Floats], domains: Sequence[Part], seeds: Par
     moves = np.asarray(sum(families)) / len(families)
     freedom = sum(part.n - 1 for part in domains)
     if seeds is not None and seeds.moves is not None:
-        family, seed = float(moves.var()), float(seeds.moves.var())
-        spread = family**2 / freedom + seed**2 / (seeds.n - 1)
-        freedom = max(1, math.floor((family + seed) ** 2 / spread)) if spread > 0 else freedom
-        moves = moves + seeds.moves
+        _, together = _together([(float(moves.var()), freedom), (float(seeds.moves.var()), seeds.n - 1)])
+        freedom, moves = math.floor(together), moves + seeds.moves
     tail = NormalDist().cdf(-_quantile(freedom))
     low, high = np.quantile(moves, [tail, 1.0 - tail])
     return float(low), float(high)

@@ -16,14 +16,14 @@ from opd_evolver.abilities import dialects
 from opd_evolver.environments import registry
 from opd_evolver.errors import OpdError, SetupError
 from opd_evolver.fast.epoch import run_epoch
-from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
+from opd_evolver.fast.maintenance import MaintenanceSettings
 from opd_evolver.fast.wave import plan_epoch
 from opd_evolver.memory.store import Memory
 from opd_evolver.params import Params, merge
 from opd_evolver.policy.cache import bytes_per_token
 from opd_evolver.policy.protocol import EncodedPrompt, Policy, TokenPolicy
 from opd_evolver.processes import peak_bytes
-from opd_evolver.records import Ability, GenerationRequest, LedgerRow, Prompt, Record, Reply, Task
+from opd_evolver.records import MAINTAIN, Ability, GenerationRequest, LedgerRow, Prompt, Record, Reply, Task
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
 
@@ -169,7 +169,7 @@ def _related(tasks: Sequence[Task], n: int) -> list[Task]:
 def _trial(policy: Policy, watched: _Watched, memory: Memory, params: Params, small: Params) -> Trial:
     rows = list(memory.ledger.rows())
     calls = tuple(_shown(policy, request, reply) for request, reply in watched.served)
-    ordered = sorted(rows, key=lambda row: row.group == GROUP)
+    ordered = sorted(rows, key=lambda row: row.group == MAINTAIN)
     here, on_device = peak_bytes()
     return Trial(
         policy_version=watched.version,
@@ -181,7 +181,7 @@ def _trial(policy: Policy, watched: _Watched, memory: Memory, params: Params, sm
         n_prompt_tokens=sum(call.n_prompt_tokens for call in calls),
         n_reply_tokens=sum(call.n_reply_tokens for call in calls),
         peak_bytes=on_device or here,
-        round=_round(calls, watched.seconds, sum(row.group != GROUP for row in rows), policy, params),
+        round=_round(calls, watched.seconds, sum(row.group != MAINTAIN for row in rows), policy, params),
     )
 
 
@@ -210,7 +210,7 @@ def _rendered(policy: Policy, prompt: Prompt, reply: Reply) -> str:
 def _tried(row: LedgerRow, params: Params) -> Tried:
     speak = dialects.of(params.policy.dialect)
     unreadable = {"select": int(row.select_fallback), "act": 0, "write": 0, "maintain": 0}
-    unreadable["maintain" if row.group == GROUP else "act"] = sum(not turn.parsed for turn in row.turns)
+    unreadable["maintain" if row.group == MAINTAIN else "act"] = sum(not turn.parsed for turn in row.turns)
     for call in row.calls:
         if call.ability == "write":
             made = speak.write.parse(
@@ -255,9 +255,8 @@ def _round(
 
 def _serving_bytes(model: Any, params: Params, n: int) -> float:
     """Weights, and keys and values of `n` prompts and replies as long as they may be."""
-    fast = params.fast
-    reply = max(fast.act_max_new_tokens, fast.select_max_new_tokens, fast.write_max_new_tokens)
-    return float(_held(model) + n * (params.policy.max_prompt_tokens + reply) * bytes_per_token(model))
+    longest = params.policy.max_prompt_tokens + params.fast.longest_reply
+    return float(_held(model) + n * longest * bytes_per_token(model))
 
 
 def _training_bytes(model: Any, params: Params) -> float:

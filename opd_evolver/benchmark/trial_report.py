@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opd_evolver.benchmark.trial import Trial
-from opd_evolver.fast.maintenance import GROUP
+from opd_evolver.records import MAINTAIN
 
 
 def report(trial: Trial, *, calls: bool = True) -> str:
@@ -21,7 +21,7 @@ def report(trial: Trial, *, calls: bool = True) -> str:
     lines.append("task                               success  return  steps  unreadable (select act write maintain)")
     for one in trial.tried:
         bad = " ".join(str(one.unreadable[name]) for name in ("select", "act", "write", "maintain"))
-        won = "–" if one.task_id == GROUP else ("yes" if one.success else "no")
+        won = "–" if one.task_id == MAINTAIN else ("yes" if one.success else "no")
         lines.append(f"{one.task_id[:34]:<34} {won:<8} {one.episode_return:<7.2f} {one.n_steps:<6} {bad}")
     n_tokens = trial.n_prompt_tokens + trial.n_reply_tokens
     speed = f"{n_tokens / trial.seconds:.0f}" if trial.seconds else "–"

@@ -21,7 +21,7 @@ from opd_evolver.errors import SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.params import load, nearest, parse_set
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
-from opd_evolver.steps import dispatch, plan, prepare
+from opd_evolver.steps import dispatch, prepare
 
 
 def rounds(given: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def _rounds(given: argparse.Namespace) -> int:
         say(f"{run.lineage}: measuring")
         found.append(collect(run, last))
         measured.append((found[-1].seed, _measured(run)))
-        held = plan.champion(run, last + 1).round
+        held = run.held(last + 1)
         if held == last:
             champions.append(found[-1])
         elif held > 0:
@@ -147,7 +147,7 @@ def _carried_out(
     overrides = _overrides(given, number, arm)
     name = f"{name}-s{overrides['seed']}"
     run = prepare.open_for_work(prepare.artifact_root(), name, preset=given.preset, overrides=overrides)
-    if run.summary(0) is None or len(run.finished_rounds()) < last:
+    if not run.is_complete(last):
         if whole is not None:
             from opd_evolver.steps.adopt import adopt
 

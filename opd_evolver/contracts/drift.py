@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from opd_evolver.contracts.engine import Contract, ContractReport, Expectations, Rows, expectations
-from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import embed_text
 from opd_evolver.memory.snapshot import read_entries, read_rows
 from opd_evolver.params import ContractParams
-from opd_evolver.records import LEVELS, Entry, LedgerRow
+from opd_evolver.records import LEVELS, MAINTAIN, Entry, LedgerRow
 
 ERRORS = 3.0
 SMOOTHING = 0.5

@@ -7,11 +7,12 @@ from functools import partial
 
 from opd_evolver.errors import SetupError
 from opd_evolver.fast.committer import maintenance_due, maintenance_key
-from opd_evolver.fast.maintenance import GROUP, Maintenance, MaintenanceSettings, maintenance
+from opd_evolver.fast.maintenance import Maintenance, MaintenanceSettings, maintenance
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory.segment import LedgerSegment, SegmentKey
 from opd_evolver.memory.store import Memory
 from opd_evolver.policy.protocol import Policy
+from opd_evolver.records import MAINTAIN
 from opd_evolver.rollout.budget import policy_count
 from opd_evolver.rollout.driver import Sleep, drive
 
@@ -45,7 +46,7 @@ def maintain_barrier(
     seen = {
         candidate.entry_id
         for row in memory.ledger.rows(wave.round)
-        if row.group == GROUP and row.wave == wave.index
+        if row.group == MAINTAIN and row.wave == wave.index
         for candidate in row.candidates
     }
     played: list[Maintenance] = []

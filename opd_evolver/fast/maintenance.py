@@ -19,12 +19,12 @@ from opd_evolver.abilities.maintain import DONE, ERROR, NOTHING, Command, Notes
 from opd_evolver.fast.redundancy import first_shown, in_doubt
 from opd_evolver.fast.wave import Wave
 from opd_evolver.memory import rivals
-from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import Count, n_words
 from opd_evolver.memory.store import entry_of
 from opd_evolver.params import DialectName, Params
 from opd_evolver.records import (
     LEVELS,
+    MAINTAIN,
     Candidate,
     Entry,
     GenerationRequest,
@@ -41,9 +41,6 @@ from opd_evolver.records import (
 )
 from opd_evolver.rollout.budget import Unit
 from opd_evolver.rollout.calls import Calls, waiting_by_itself
-
-GROUP = MAINTAIN
-"""Task id, domain, scope and group of a maintenance row: it is no rollout of any task."""
 
 
 class Repository(Protocol):
@@ -263,10 +260,10 @@ def _row(
         rollout_id=name,
         round=wave.round,
         wave=wave.index,
-        task_id=GROUP,
-        domain=GROUP,
-        scope=GROUP,
-        group=GROUP,
+        task_id=MAINTAIN,
+        domain=MAINTAIN,
+        scope=MAINTAIN,
+        group=MAINTAIN,
         task_text="",
         candidates=tuple(
             Candidate(handle=number, entry_id=entry.entry_id, score=0.0)

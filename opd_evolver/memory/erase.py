@@ -27,12 +27,10 @@ from opd_evolver.memory.snapshot import SnapshotInfo, read_entries, segments_of,
 from opd_evolver.memory.store import LEDGER_FOLDER, Memory
 from opd_evolver.memory.tombstone import ERASED, tombstone
 from opd_evolver.params import MemoryParams
-from opd_evolver.records import CallRecord, Entry, LedgerRow
+from opd_evolver.records import MAINTAIN, CallRecord, Entry, LedgerRow
 
 WORKING = ".erasing-"
 """Beside a snapshot that is being rewritten."""
-MAINTAIN = "maintain"
-"""Group of maintenance rows: their prompts may list any entry, looked-up ones included."""
 
 
 def _silent(call: CallRecord) -> CallRecord:
@@ -41,6 +39,7 @@ def _silent(call: CallRecord) -> CallRecord:
 
 def redact_row(row: LedgerRow, ids: Collection[str]) -> LedgerRow:
     """A row without the text of `ids`; the row itself when it never showed one of them."""
+    # A prompt of maintenance may list any entry, looked-up ones included.
     used = not set(ids).isdisjoint((*row.injected, *row.created)) or row.group == MAINTAIN
     shown = not set(ids).isdisjoint(one.entry_id for one in row.candidates)
     if not used and not shown:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opd_evolver import durable
 from opd_evolver.errors import SetupError
-from opd_evolver.processes import alive, me
+from opd_evolver.processes import lives, me
 from opd_evolver.records import canonical_json
 
 LOCK = "lock"
@@ -75,7 +75,4 @@ def _read(path: Path) -> dict[str, object] | None:
 def _is_alive(owner: dict[str, object]) -> bool:
     if owner.get("host") != socket.gethostname():
         return True
-    pid, started, birth = (owner.get(key) for key in ("pid", "started", "birth"))
-    if not isinstance(pid, int) or not isinstance(started, (int, float)):
-        return False
-    return alive(pid, float(started), birth if isinstance(birth, str) else None)
+    return isinstance(owner.get("pid"), int) and isinstance(owner.get("started"), (int, float)) and lives(owner)

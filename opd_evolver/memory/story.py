@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import render
 from opd_evolver.memory.store import Memory
-from opd_evolver.records import Attribution, Entry, LedgerRow, MemoryOperation
+from opd_evolver.records import MAINTAIN, Attribution, Entry, LedgerRow, MemoryOperation
 
 Plain = dict[str, Any]
 BUDGET = 64

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from opd_evolver.errors import SetupError
-from opd_evolver.memory.erase import MAINTAIN
 from opd_evolver.memory.levels import render
 from opd_evolver.memory.store import Memory
-from opd_evolver.records import LEVELS, Entry, Level
+from opd_evolver.records import LEVELS, MAINTAIN, Entry, Level
 
 Plain = dict[str, Any]
 

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from opd_evolver.processes import alive, carrying, me
+from opd_evolver.processes import alive, carrying, lives, me
 from opd_evolver.stack import services
 
 FLOW = "EVOLVER_FLOW"
@@ -28,7 +28,7 @@ def behind(project: Path) -> list[tuple[int, float]]:
         if not value.startswith("{"):
             continue  # of an earlier version
         flow = json.loads(value)
-        if flow["project"] == str(project.resolve()) and not alive(flow["pid"], flow["started"], flow["birth"]):
+        if flow["project"] == str(project.resolve()) and not lives(flow):
             found.append((pid, began))
     return found
 

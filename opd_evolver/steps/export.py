@@ -227,7 +227,7 @@ def _adapter(run: Run, round_: int) -> Path:
         raise SetupError(
             f"round {round_} of `{run.lineage}` has no adapter", "a round trained by LoRA", "--form merged"
         )
-    if (under := plan.champion(run, round_).round) != 0:
+    if (under := run.held(round_)) != 0:
         raise SetupError(
             f"the adapter of round {round_} sits on the policy of round {under}",
             "an adapter over the base policy",

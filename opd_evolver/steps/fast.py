@@ -12,13 +12,14 @@ from opd_evolver.durable import write_text
 from opd_evolver.environments import registry
 from opd_evolver.fast.barrier import maintain_barrier
 from opd_evolver.fast.committer import commit_wave, counted, is_committed, memory_state, rejections
-from opd_evolver.fast.maintenance import GROUP, MaintenanceSettings
+from opd_evolver.fast.maintenance import MaintenanceSettings
 from opd_evolver.fast.microbatch import run_microbatches
 from opd_evolver.fast.wave import Wave, plan_epoch, shard_indices
 from opd_evolver.lineage import Run, RunPaths, read_identity
 from opd_evolver.memory import edits
 from opd_evolver.memory.snapshot import restore, write_snapshot
 from opd_evolver.memory.store import Memory
+from opd_evolver.records import MAINTAIN
 from opd_evolver.rollout.runner import EnvironmentPool, Runner
 from opd_evolver.rollout.settings import EpisodeSettings
 from opd_evolver.rollout.tools import SHOWN_ONLY
@@ -142,7 +143,7 @@ def snapshot(job: Job, out: Path) -> StepResult:
     """The round's memory as an immutable, canonical folder."""
     with resources.live_memory(job, read_only=True) as memory:
         info = write_snapshot(memory, job.path("snapshot"), job.round, job.lineage)
-        rows = [row for row in memory.ledger.rows(job.round) if row.group != GROUP]
+        rows = [row for row in memory.ledger.rows(job.round) if row.group != MAINTAIN]
         operations = [
             one for segment in memory.ledger.read_all() for one in segment.operations if one.round == job.round
         ]

@@ -77,9 +77,8 @@ def check(wanted: params.Params) -> None:
 
         for file in weights.weight_files(weights.resolve(wanted.policy.path)):
             weights.tensors_of(file)
-        fast = wanted.fast
-        reply = max(fast.act_max_new_tokens, fast.select_max_new_tokens, fast.write_max_new_tokens)
-        weights.check_positions(wanted.policy.path, prompt=wanted.policy.max_prompt_tokens, reply=reply)
+        limit, reply = wanted.policy.max_prompt_tokens, wanted.fast.longest_reply
+        weights.check_positions(wanted.policy.path, prompt=limit, reply=reply)
 
 
 def check_budgets(wanted: params.Params) -> None:

@@ -61,7 +61,7 @@ def finish_round(run: Run, round_: int) -> None:
     tree = {
         "schema_version": SCHEMA_VERSION,
         "round": round_,
-        "champion": round_ if gate.metrics["promoted"] else plan.champion(run, round_).round,
+        "champion": round_ if gate.metrics["promoted"] else run.held(round_),
         "gate": gate.metrics,
         "digests": {
             "entries": snapshot.digests["entries"],

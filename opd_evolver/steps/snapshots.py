@@ -8,7 +8,6 @@ from opd_evolver import versioning
 from opd_evolver.errors import CorruptionError, SetupError
 from opd_evolver.lineage import Run
 from opd_evolver.memory.snapshot import verify
-from opd_evolver.steps import plan
 
 
 def last_finished(run: Run) -> int:
@@ -31,7 +30,7 @@ def held(run: Run) -> int:
     Raises:
         SetupError: no round has finished, or the gate has refused every one.
     """
-    round_ = plan.champion(run, last_finished(run) + 1).round
+    round_ = run.held(last_finished(run) + 1)
     if round_ == 0:
         raise SetupError(
             f"the gate has refused every round of `{run.lineage}`: the next one starts from an empty memory",
