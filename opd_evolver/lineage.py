@@ -188,7 +188,7 @@ def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False)
     run = open_run(root, name)
     changed = differences(run.params, params)
     if changed and fork:
-        kept = run.identity.parent if _keeps_rounds(changed) else None
+        kept = run.identity.parent if keeps_rounds(changed) else None
         return _create(root, name, next_lineage(root, name), params, kept, "fork", "; ".join(changed), run)
     if changed:
         raise SetupError(
@@ -202,7 +202,7 @@ def open_or_create(root: Path, name: str, params: Params, *, fork: bool = False)
     return run
 
 
-def _keeps_rounds(changed: list[str]) -> bool:
+def keeps_rounds(changed: list[str]) -> bool:
     """Whether a fork may keep the rounds that a rollback kept: what was played and measured in them still holds."""
     decisive = ("seed:", "policy.", "environments.", "benchmark.", "memory.embedder:", "memory.store:")
     return not any(one.startswith(decisive) for one in changed)

@@ -216,6 +216,7 @@ def test_a_kill_changes_no_byte(worlds: dict[str, World]) -> None:
         assert resumed.metrics["resumed_from"] == at
         assert resumed.weights_digest == whole.weights_digest
         assert resumed.log == whole.log
+        assert resumed.metrics["tokens"] == whole.metrics["tokens"]
         metrics = [(world.folder / run / "work" / "metrics.jsonl").read_bytes() for run in (name, "whole")]
         assert metrics[0] == metrics[1]
 

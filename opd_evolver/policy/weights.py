@@ -100,6 +100,15 @@ def adapter_scaling(folder: Path) -> str:
     return canonical_json({key: recorded.get(key) for key in _ADAPTER_SCALING})
 
 
+def under_adapter(folder: Path) -> str | None:
+    """Digest of what an adapter's own tensors do not say: the weights under it and its scaling; None of a whole model.
+
+    Raises:
+        SetupError, CorruptionError: as `adapter_base`, `adapter_scaling` and `weights_digest`.
+    """
+    return digest_of([weights_digest(adapter_base(folder)), adapter_scaling(folder)]) if is_adapter(folder) else None
+
+
 def check_positions(path: str | Path, *, prompt: int, reply: int) -> None:
     """Whether the longest prompt and reply have positions in the model of `policy.path`, before a run is begun.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ Named = Sequence[tuple[str, torch.nn.Parameter]]
 
 
 class Progress(NamedTuple):
-    """How far a training is: steps done, metrics logged."""
+    """How far a training is: steps done, metrics logged, tokens sampled and processed so far."""
 
     step: int
     metrics: list[dict[str, Any]]
+    tokens: Mapping[str, int]
 
 
 def folders(root: Path) -> list[Path]:
@@ -60,6 +61,7 @@ def save(root: Path, identity: str, progress: Progress, trained: Named, optimise
             "identity": identity,
             "step": progress.step,
             "metrics": progress.metrics,
+            "tokens": progress.tokens,
         }
         (folder / STATE).write_text(canonical_json(tree), encoding="utf-8")
     for old in folders(root)[:-1]:
@@ -76,7 +78,7 @@ def restore(root: Path, identity: str, trained: Named, optimiser: torch.optim.Op
     """
     found = folders(root)
     if not found:
-        return Progress(0, [])
+        return Progress(0, [], {})
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -97,4 +99,5 @@ def restore(root: Path, identity: str, trained: Named, optimiser: torch.optim.Op
         own = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
         # AdamW keeps `step` on the CPU, the moments beside their parameter.
         optimiser.state[weight] = {key: value if key == "step" else value.to(weight) for key, value in own.items()}
-    return Progress(int(tree["step"]), list(tree["metrics"]))
+    # A checkpoint from before tokens were kept goes on, and counts from there.
+    return Progress(int(tree["step"]), list(tree["metrics"]), dict(tree.get("tokens", {})))

@@ -176,13 +176,17 @@ def _run(
     begun = checkpoint.restore(root, identity, trained, inner)
     log = list(begun.metrics)
     main = trainer.accelerator.is_main_process
+    if main:
+        trainer.n_tokens.update(begun.tokens)
     for step in range(begun.step, slow.steps):
         meter = trainer.step(step)
         if trainer.is_logged(step):
             log.append(rounded({"step": step, **meter.report()}))
         done = step + 1
-        if main and (done % slow.checkpoint_every == 0 or done == slow.steps):
-            checkpoint.save(root, identity, checkpoint.Progress(done, log), trained, inner)
+        if done % slow.checkpoint_every == 0 or done == slow.steps:
+            tokens = trainer.all_tokens()
+            if main:
+                checkpoint.save(root, identity, checkpoint.Progress(done, log, tokens), trained, inner)
         if on_progress is not None:
             on_progress(done, slow.steps)
     if main:
@@ -199,7 +203,7 @@ def _run(
             "first": log[0] if log else {},
             "last": log[-1] if log else {},
             "tokens": tokens,
-            "tokens_per_s": int(sum(tokens.values()) / seconds),
+            "tokens_per_s": int((sum(tokens.values()) - sum(begun.tokens.values())) / seconds),
             "resumed_from": begun.step,
         },
         log=tuple(log),

@@ -55,7 +55,8 @@ def _plays_alike(run: Run, other: Run) -> bool:
     if not all(one.startswith("slow.") for one in lineage.differences(run.params, other.params)):
         return False
     prepare.base(run)
-    return plan.base_policy(run)[1] == plan.base_policy(other)[1]
+    mine, theirs = ((plan.base_policy(one)[1], plan.under_base(one)) for one in (run, other))
+    return mine == theirs
 
 
 def _copy_missing(source: Path, target: Path) -> None:

@@ -43,6 +43,12 @@ def base_policy(run: Run) -> tuple[str, str]:
     return str(tree["policy"]), str(tree["policy_digest"])
 
 
+def under_base(run: Run) -> str | None:
+    """Digest of what lies under a base policy that is an adapter; None of whole models and of runs from before."""
+    found = read_json(run.owner(0).run / "base.json").get("under_adapter")
+    return None if found is None else str(found)
+
+
 def champion(run: Run, round_: int) -> Champion:
     """The champion when `round_` begins: what the gate left after the round before."""
     held = run.held(round_)

@@ -42,11 +42,17 @@ def open_for_work(
     ):
         return lineage.open_run(root, name)
     wanted = params.load(preset=preset, overrides=overrides)
-    if fork or not lineage.exists(root, name):
+    begun = lineage.open_run(root, name) if lineage.exists(root, name) else None
+    if fork or begun is None:
         check(wanted)
-    else:
-        _same_base(lineage.open_run(root, name))
+    if begun is not None and (not fork or _keeps_its_base(begun, wanted)):
+        _same_base(begun)
     return lineage.open_or_create(root, name, wanted, fork=fork)
+
+
+def _keeps_its_base(run: Run, wanted: params.Params) -> bool:
+    """Whether a fork has rounds of the run under it, and with them its base policy."""
+    return run.identity.parent is not None and lineage.keeps_rounds(lineage.differences(run.params, wanted))
 
 
 def check(wanted: params.Params) -> None:
@@ -157,12 +163,13 @@ def base(run: Run) -> None:
     if path.exists():
         _same_base(run)
         return
-    from opd_evolver.policy.weights import resolve, weights_digest
+    from opd_evolver.policy.weights import resolve
 
     # Steps read paths from the artifact root on, in any folder; a project is moved with what lies in it.
     folder, root = resolve(run.params.policy.path).resolve(), run.root.resolve()
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
-    tree = {"schema_version": SCHEMA_VERSION, "policy": str(place), "policy_digest": weights_digest(folder)}
+    digest, under = _digests_of(folder)
+    tree = {"schema_version": SCHEMA_VERSION, "policy": str(place), "policy_digest": digest, "under_adapter": under}
     write_text(path, canonical_json(tree) + "\n")
 
 
@@ -173,27 +180,36 @@ def _same_base(run: Run) -> None:
     path, digest = plan.base_policy(run)
     folder = run.root / path
     # A folder that is gone is named by whoever needs it; what is finished does not.
-    if folder.is_dir() and (seen := _digest_of(folder)) != digest:
-        raise SetupError(
-            f"the base policy in {folder} is another one than `{run.lineage}` began with: digest {seen[:12]}",
-            digest[:12],
-            "restore it, or choose a new --name",
-        )
+    if not folder.is_dir():
+        return
+    seen, under = _digests_of(folder)
+    recorded = plan.under_base(run)
+    for what, now, then in (("", seen, digest), (", under the adapter", under, recorded)):
+        if then is not None and now != then:
+            raise SetupError(
+                f"the base policy in {folder} is another one than `{run.lineage}` began with{what}: "
+                f"digest {str(now)[:12]}",
+                then[:12],
+                "restore it, or choose a new --name",
+            )
 
 
-def _digest_of(folder: Path) -> str:
-    """Of gigabytes it takes a while: once a process, as long as no file changed."""
-    from opd_evolver.policy.weights import weight_files
+def _digests_of(folder: Path) -> tuple[str, str | None]:
+    """Of its tensors, and of what lies under an adapter; once a process while no file changes: it may be gigabytes."""
+    from opd_evolver.policy.weights import ADAPTER_CONFIG, adapter_base, is_adapter, weight_files
 
-    states = ((file, file.stat()) for file in weight_files(folder))
-    return _digest(folder, tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
+    files = weight_files(folder)
+    if is_adapter(folder):
+        files += [folder / ADAPTER_CONFIG, *weight_files(adapter_base(folder))]
+    states = ((file, file.stat()) for file in files)
+    return _digests(folder, tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
 
 
 @lru_cache(maxsize=2)
-def _digest(folder: Path, _files: tuple[tuple[Path, int, int], ...]) -> str:
-    from opd_evolver.policy.weights import weights_digest
+def _digests(folder: Path, _files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str | None]:
+    from opd_evolver.policy.weights import under_adapter, weights_digest
 
-    return weights_digest(folder)
+    return weights_digest(folder), under_adapter(folder)
 
 
 def hosted(run: Run) -> None:
