@@ -184,7 +184,13 @@ def _memory_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser
     bring.add_argument("--domain", help="for lines that name none")
     bring.add_argument("--scope", help="for lines that name none")
     bring.add_argument("--dry-run", action="store_true", help="read and report only")
-    for parser in (log, show, search, rollback, undo, reindex, bring, erase, copy, reembed, diff, why, gc, maintain):
+    waiting = _command(
+        actions, "waiting", "memory_edit:waiting", "imports and undone operations that have not entered yet"
+    )
+    withdraw = _command(actions, "withdraw", "memory_edit:withdraw", "take back one of them before it enters")
+    withdraw.add_argument("edit", help="an id that `waiting` prints, or enough of its start")
+    edited = (undo, bring, waiting, withdraw, erase, maintain)
+    for parser in (log, show, search, rollback, reindex, copy, reembed, diff, why, gc, *edited):
         parser.add_argument("--name", default="default", help="name of the run (default: default)")
 
 

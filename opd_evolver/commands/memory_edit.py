@@ -1,4 +1,4 @@
-"""`opd memory import FILE`, `undo OPERATION`, `erase ID`: what a user brings in, takes back, or has forgotten."""
+"""`opd memory import FILE`, `undo OPERATION`, `waiting`, `withdraw EDIT`, `erase ID`: what a user changes by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from opd_evolver.lineage import Run
 from opd_evolver.memory import edits, importer
 from opd_evolver.params import Params, load
 from opd_evolver.steps import plan, prepare
+from opd_evolver.steps.waiting import Waiting
 
 N_LISTED = 20
 
@@ -109,6 +110,43 @@ def undo_operation(given: argparse.Namespace) -> int:
     lines.append(f"{done.of.kind} {done.of.operation_id} is undone by {done.inverse.operation_id}; {when}")
     console.result(tree, "\n".join(lines), as_json=given.json)
     return 0
+
+
+def waiting(given: argparse.Namespace) -> int:
+    """Imports and undone operations that the memory of the next round does not have yet, oldest first."""
+    from opd_evolver.steps import waiting as steps
+
+    found = steps.waiting(lineage.open_run(prepare.artifact_root(), given.name))
+    tree = [_edit(one) for one in found]
+    lines = [
+        f"{one.edit_id[: steps.N_ID]}  {_what(one)}, "
+        + (f"round {one.taken} has begun with it" if one.taken else "enters when the next round begins")
+        for one in found
+    ]
+    console.result(tree, "\n".join(lines) or "nothing waits", as_json=given.json)
+    return 0
+
+
+def withdraw(given: argparse.Namespace) -> int:
+    """Take back an import or undone operation before a round begins with it."""
+    from opd_evolver.steps import waiting as steps
+
+    run = lineage.open_run(prepare.artifact_root(), given.name)
+    done = steps.withdraw(run, given.edit)
+    console.result(_edit(done), f"{_what(done)} is withdrawn from `{run.lineage}`", as_json=given.json)
+    return 0
+
+
+def _edit(one: Waiting) -> dict[str, object]:
+    edit = one.edit
+    said = {"edit": one.edit_id, "kind": edit.kind, "reason": edit.reason, "round": one.round, "taken": one.taken}
+    return {**said, "entries": len(edit.proposals), "operations": len(edit.operations)}
+
+
+def _what(one: Waiting) -> str:
+    n = len(one.edit.proposals)
+    entries = f" ({n} {'entry' if n == 1 else 'entries'})" if n else ""
+    return f"{one.edit.kind} {one.edit.reason}{entries}"
 
 
 def erase(given: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ step keys; a lineage without edits keeps the keys it had.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -59,10 +60,39 @@ def file_of(run_folder: Path, round_: int) -> Path:
 
 def add(path: Path, edit: Edit) -> bool:
     """Appends an edit durably; the same edit again is a no-op. Returns whether it was new."""
-    if edit in read(path):
-        return False
-    durable.append_line(path, canonical_json(edit))
+    with _alone(path):
+        if edit in read(path):
+            return False
+        durable.append_line(path, canonical_json(edit))
     return True
+
+
+def rewrite(path: Path, change: Callable[[list[Edit]], list[Edit]]) -> None:
+    """Replaces a file's edits by what `change` makes of them; a file that is left empty is removed.
+
+    Raises:
+        CorruptionError, SchemaError: as for `read`.
+    """
+    with _alone(path):
+        found = read(path)
+        kept = change(list(found))
+        if kept == found:
+            return
+        if kept:
+            durable.write_text(path, "".join(f"{canonical_json(edit)}\n" for edit in kept))
+        else:
+            path.unlink()
+            durable.sync_folder(path.parent)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One command at a time: an edit that is added while the file is rewritten would be lost."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        yield
 
 
 def read(path: Path) -> list[Edit]:

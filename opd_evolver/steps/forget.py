@@ -163,14 +163,18 @@ def _recover(run: Run) -> None:
 def _edits(run: Run, entry_id: str) -> int:
     """Waiting and used edits lose the entry's proposal."""
     n = 0
-    for path in sorted((run.paths.run / "edits").glob("round-*.jsonl")):
-        kept, found = [], edits.read(path)
+
+    def without(found: list[edits.Edit]) -> list[edits.Edit]:
+        nonlocal n
+        kept = []
         for edit in found:
             proposals = tuple(one for one in edit.proposals if entry_of(one, 0).entry_id != entry_id)
             n += len(edit.proposals) - len(proposals)
             kept.append(edit.model_copy(update={"proposals": proposals}))
-        if kept != found:
-            durable.write_text(path, "".join(canonical_json(edit) + "\n" for edit in kept))
+        return kept
+
+    for path in sorted((run.paths.run / "edits").glob("round-*.jsonl")):
+        edits.rewrite(path, without)
     return n
 
 
