@@ -52,6 +52,7 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("memory", "copy"): ("--to", "embedded", "--name", "done"),
     ("memory", "reembed"): ("--to", "hash-64", "--name", "done"),
     ("memory", "import"): ("IMPORT", "--dry-run", "--name", "done"),
+    ("memory", "waiting"): ("--name", "done"),
     ("export",): ("done", "--round", "1", "--to", "exported"),
     ("status",): (),
     ("down",): (),
@@ -59,8 +60,8 @@ JSON_COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def test_every_command_is_covered_here_or_elsewhere() -> None:
-    # test_stack_services.py, test_bench_rounds.py, test_bench_ablations.py
-    elsewhere = {("up",), ("bench", "rounds"), ("bench", "ablations")}
+    # test_stack_services.py, test_bench_rounds.py, test_bench_ablations.py, test_edits_withdraw.py
+    elsewhere = {("up",), ("bench", "rounds"), ("bench", "ablations"), ("memory", "withdraw")}
     assert set(commands()) == set(JSON_COMMANDS) | elsewhere
 
 

@@ -42,7 +42,7 @@ def test_a_file_imported_by_mistake_is_withdrawn(project: Path, opd: Opd) -> Non
     said = opd("memory", "withdraw", str(first["edit"])[:8], "--name", NAME)
     assert (said.code, said.out) == (0, f"import wrong.jsonl (1 entry) is withdrawn from `{NAME}`\n")
     assert told(opd) == [second]
-    assert opd("memory", "withdraw", str(second["edit"]), "--name", NAME).code == 0
+    assert json.loads(opd("memory", "withdraw", str(second["edit"]), "--name", NAME, "--json").out) == second
     assert opd("memory", "waiting", "--name", NAME).out == "nothing waits\n"
     assert plan.begin_job(run, 2).key() == bare, "the round is what it was without them"
 
