@@ -38,6 +38,8 @@ def test_a_preset_that_extends_another_differs_where_it_says_so() -> None:
         "fast.rollouts_per_task",
         "slow.steps",
         "slow.anchor_examples",
+        "slow.weights.write",
+        "slow.interpolation",
         "benchmark.probe_tasks_per_domain",
     }
 
