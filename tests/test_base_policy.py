@@ -74,6 +74,20 @@ def test_a_run_from_before_that_was_recorded_goes_on(adapter: Path) -> None:
     prepare.base(run)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_is_finished_needs_no_base(adapter: Path, recorded: bool) -> None:
+    """Whoever loads the policy names what is gone."""
+    run = begun(adapter.parent, adapter)
+    told = run.paths.run / "base.json"
+    tree = json.loads(told.read_text())
+    told.write_text(json.dumps({key: value for key, value in tree.items() if recorded or key != "under_adapter"}))
+    (adapter.parent / "base").rename(adapter.parent / "elsewhere")
+    prepare.base(run)
+    weights(adapter / "adapter_model.safetensors", 4)
+    with pytest.raises(SetupError, match="is another one than `a` began with: digest"):
+        prepare.base(run)
+
+
 def test_of_a_whole_model_nothing_lies_under_it(adapter: Path) -> None:
     assert plan.under_base(begun(adapter.parent, adapter.parent / "base")) is None
 

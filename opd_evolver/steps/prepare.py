@@ -179,37 +179,46 @@ def _same_base(run: Run) -> None:
         return
     path, digest = plan.base_policy(run)
     folder = run.root / path
-    # A folder that is gone is named by whoever needs it; what is finished does not.
+    # A folder that is gone, and what lay under an adapter, is named by whoever needs it; what is finished does not.
     if not folder.is_dir():
         return
-    seen, under = _digests_of(folder)
     recorded = plan.under_base(run)
+    seen, under = _digests_of(folder, with_under=recorded is not None and _has_its_base(folder))
     for what, now, then in (("", seen, digest), (", under the adapter", under, recorded)):
-        if then is not None and now != then:
+        if now is not None and then is not None and now != then:
             raise SetupError(
-                f"the base policy in {folder} is another one than `{run.lineage}` began with{what}: "
-                f"digest {str(now)[:12]}",
+                f"the base policy in {folder} is another one than `{run.lineage}` began with{what}: digest {now[:12]}",
                 then[:12],
                 "restore it, or choose a new --name",
             )
 
 
-def _digests_of(folder: Path) -> tuple[str, str | None]:
+def _has_its_base(folder: Path) -> bool:
+    from opd_evolver.policy.weights import adapter_base
+
+    try:
+        adapter_base(folder)
+    except SetupError:
+        return False
+    return True
+
+
+def _digests_of(folder: Path, *, with_under: bool = True) -> tuple[str, str | None]:
     """Of its tensors, and of what lies under an adapter; once a process while no file changes: it may be gigabytes."""
     from opd_evolver.policy.weights import ADAPTER_CONFIG, adapter_base, is_adapter, weight_files
 
-    files = weight_files(folder)
-    if is_adapter(folder):
-        files += [folder / ADAPTER_CONFIG, *weight_files(adapter_base(folder))]
-    states = ((file, file.stat()) for file in files)
-    return _digests(folder, tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
+    files, under = weight_files(folder), []
+    if with_under and is_adapter(folder):
+        under = [folder / ADAPTER_CONFIG, *weight_files(adapter_base(folder))]
+    states = ((file, file.stat()) for file in (*files, *under))
+    return _digests(folder, bool(under), tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
 
 
 @lru_cache(maxsize=2)
-def _digests(folder: Path, _files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str | None]:
+def _digests(folder: Path, with_under: bool, _files: tuple[tuple[Path, int, int], ...]) -> tuple[str, str | None]:
     from opd_evolver.policy.weights import under_adapter, weights_digest
 
-    return weights_digest(folder), under_adapter(folder)
+    return weights_digest(folder), under_adapter(folder) if with_under else None
 
 
 def hosted(run: Run) -> None:
