@@ -20,8 +20,7 @@ from opd_evolver.memory.store import Memory
 from opd_evolver.memory.store import reindex as rebuild
 from opd_evolver.steps import prepare, snapshots
 from opd_evolver.steps import rollback as way_back
-
-N_ID = 12
+from opd_evolver.steps.waiting import N_ID
 
 
 @contextmanager

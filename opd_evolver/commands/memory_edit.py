@@ -12,6 +12,7 @@ from opd_evolver.lineage import Run
 from opd_evolver.memory import edits, importer
 from opd_evolver.params import Params, load
 from opd_evolver.steps import plan, prepare
+from opd_evolver.steps import waiting as steps
 from opd_evolver.steps.waiting import Waiting
 
 N_LISTED = 20
@@ -114,8 +115,6 @@ def undo_operation(given: argparse.Namespace) -> int:
 
 def waiting(given: argparse.Namespace) -> int:
     """Imports and undone operations that the memory of the next round does not have yet, oldest first."""
-    from opd_evolver.steps import waiting as steps
-
     found = steps.waiting(lineage.open_run(prepare.artifact_root(), given.name))
     tree = [_edit(one) for one in found]
     lines = [
@@ -129,8 +128,6 @@ def waiting(given: argparse.Namespace) -> int:
 
 def withdraw(given: argparse.Namespace) -> int:
     """Take back an import or undone operation before a round begins with it."""
-    from opd_evolver.steps import waiting as steps
-
     run = lineage.open_run(prepare.artifact_root(), given.name)
     done = steps.withdraw(run, given.edit)
     console.result(_edit(done), f"{_what(done)} is withdrawn from `{run.lineage}`", as_json=given.json)
