@@ -118,16 +118,16 @@ def _measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         kinds, "ablations", "bench:ablations", "the same with one part left out at a time, against the whole; goes on"
     )
     parts.add_argument("--arms", nargs="+", help="which parts to leave out (default: each in turn)")
-    parts.add_argument(
-        "--add",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="also other seeds, of another machine or day: the .seeds.json beside its page",
-    )
     for seeds, n, name, page in ((every, 5, "bench", "docs/results.md"), (parts, 3, "arm", "docs/ablations.md")):
         seeds.add_argument("--seeds", type=int, default=n, help=f"how many (default {n})")
         seeds.add_argument("--first-seed", type=int, default=0)
+        seeds.add_argument(
+            "--add",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="also other seeds, of another machine or day: the .seeds.json beside its page",
+        )
         seeds.add_argument("--name", default=name, help=f"runs begin with it (default: {name})")
         seeds.add_argument("--preset", help="default: the project's params.yaml")
         seeds.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opd_evolver.benchmark import arms
 from opd_evolver.benchmark.results import DEPLOYED, SeedResult
-from opd_evolver.benchmark.statistics import Outcome
+from opd_evolver.benchmark.statistics import Unit
 
 
 def seed(number: int, won: dict[str, int], kept: float = 1.0) -> arms.ArmRun:
@@ -14,14 +14,11 @@ def seed(number: int, won: dict[str, int], kept: float = 1.0) -> arms.ArmRun:
     """
     columns = {
         name: tuple(
-            Outcome(
+            Unit(
                 task_id=f"t{family}-{task}",
                 family=f"f{family}",
                 domain="sql",
-                success=(task + family) % 10 < won.get(name, 1) - (name == "last_memory" and 4 * (family % 2)),
-                episode_return=0.0,
-                steps=1,
-                tokens=1,
+                numerator=float((task + family) % 10 < won.get(name, 1) - (name == "last_memory" and 4 * (family % 2))),
             )
             for family in range(8)
             for task in range(10)

@@ -12,7 +12,7 @@ from conftest import Opd
 from finished_run import stand_in_flow
 
 from opd_evolver import lineage
-from opd_evolver.benchmark import arms, arms_kept
+from opd_evolver.benchmark import arms, arms_kept, kept
 from opd_evolver.errors import SchemaError, SetupError
 from opd_evolver.memory.attribution import attribute
 from opd_evolver.params import AttributionParams, load_preset, merge
@@ -96,7 +96,7 @@ def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:
             "no-tool": [seed(n, {"last_alone": 5 - n, "last_memory": 5}, kept=0.9) for n in numbers],
         }
 
-    def kept(numbers: range, name: str) -> Path:
+    def written(numbers: range, name: str) -> Path:
         file = tmp_path / name
         file.write_text(arms_kept.keep(runs(numbers), "p").model_dump_json())
         return file
@@ -104,8 +104,8 @@ def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:
     def read(file: Path, here: range = range(0)) -> arms_kept.Found:
         return arms_kept.read(file, arms=["whole", "no-tool"], parameters="p", here=here)
 
-    first, later = kept(range(2), "first.json"), kept(range(2, 3), "later.json")
-    joined = arms_kept.joined(runs(range(1, 2)), [read(later), read(kept(range(1), "zero.json"), range(1, 2))])
+    first, later = written(range(2), "first.json"), written(range(2, 3), "later.json")
+    joined = arms_kept.joined(runs(range(1, 2)), [read(later), read(written(range(1), "zero.json"), range(1, 2))])
     together = {arm: tuple(found) for arm, found in runs(range(3)).items()}
     assert joined == together
     compared = [arms.compare(one["whole"], one["no-tool"], "no-tool", samples=50) for one in (joined, together)]
@@ -114,7 +114,7 @@ def test_seeds_of_two_machines_make_the_page_of_one(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="seed 1 here and in"):
         read(first, range(1, 2))
     with pytest.raises(SetupError, match="seed 0 in two files"):
-        arms_kept.joined(runs(range(3, 4)), [read(first), read(kept(range(1), "again.json"))])
+        arms_kept.joined(runs(range(3, 4)), [read(first), read(written(range(1), "again.json"))])
     with pytest.raises(SetupError, match="no 'no-tip' of seed 0"):
         arms_kept.read(first, arms=["whole", "no-tip"], parameters="p", here=())
     with pytest.raises(SetupError, match="is of the parameters p;"):
@@ -134,7 +134,7 @@ def test_what_is_pooled_may_differ_in_seed_and_base_policy_alone() -> None:
     whole = load_preset("laptop")
 
     def digest(**overrides: object) -> str:
-        return arms_kept.parameters_digest(merge(whole, {k.replace("__", "."): v for k, v in overrides.items()}, "x"))
+        return kept.parameters_digest(merge(whole, {k.replace("__", "."): v for k, v in overrides.items()}, "x"))
 
     assert digest() == digest(seed=3) == digest(policy__path="other") == digest(flows__shards=1)
     assert len({digest(), digest(rounds=1), digest(slow__steps=1), digest(policy__thinking=True)}) == 4

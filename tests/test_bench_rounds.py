@@ -17,23 +17,20 @@ from opd_evolver.benchmark.measure import Benchmark
 from opd_evolver.benchmark.results import CLAIMS, COLUMNS, SeedResult, results
 from opd_evolver.benchmark.results_csv import table
 from opd_evolver.benchmark.results_page import page
-from opd_evolver.benchmark.statistics import Outcome
+from opd_evolver.benchmark.statistics import Unit
 from opd_evolver.errors import SetupError
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def column(chance: dict[str, int], n_families: int = 6) -> tuple[Outcome, ...]:
+def column(chance: dict[str, int], n_families: int = 6) -> tuple[Unit, ...]:
     """Domain → of ten tasks in each family, how many succeed."""
     return tuple(
-        Outcome(
+        Unit(
             task_id=f"{domain}-{family}-{task}",
             family=f"{domain}-{family}",
             domain=domain,
-            success=(task + family) % 10 < won,
-            episode_return=0.0,
-            steps=1,
-            tokens=1,
+            numerator=float((task + family) % 10 < won),
         )
         for domain, won in chance.items()
         for family in range(n_families)
@@ -158,19 +155,25 @@ def test_the_champion_of_a_refused_round_is_measured(
     )
     [one] = json.loads(Path("out/results.json").read_text())["champion"]["seeds"]
     assert one["round"] == 1 and "seed by seed: round 1." in Path("out/results.md").read_text()
+    [alone] = json.loads(Path("out/results.seeds.json").read_text())["seeds"].values()
+    assert (alone["last"]["round"], alone["held"], alone["champion"]["round"]) == (2, 1, 1)
     # A run that has more rounds than are asked for is measured after those that are; a world may have no novel tasks.
     tasks = Benchmark.tasks
     monkeypatch.setattr(
         Benchmark, "tasks", lambda self, split, n: [] if split == "novel-test" else tasks(self, split, n)
     )
-    said = opd(*command(1, {**asked, "rounds": 1}))
+    fewer = command(1, {**asked, "rounds": 1})
+    refused = opd(*fewer)
+    assert refused.code == 2 and "out/results.seeds.json is of the parameters" in refused.err
+    fewer[fewer.index("out/results.md")] = "fewer/results.md"
+    said = opd(*fewer)
     assert said.code == 0, said.err
-    [one] = json.loads(Path("out/results.json").read_text())["seeds"]
+    [one] = json.loads(Path("fewer/results.json").read_text())["seeds"]
     first = json.loads((tmp_path / "runs/b-s0/rounds/round-001.json").read_text())
     assert (one["round"], len(one["curve"]), len(one["seconds"])) == (1, 2, 2)
     assert one["digests"]["weights"] == first["digests"]["weights"] != summary["digests"]["weights"]
     assert json.loads(said.out)["values"]["novel_fresh"] == [None]
-    assert "| a fresh memory on novel families | – |" in Path("out/results.md").read_text()
+    assert "| a fresh memory on novel families | – |" in Path("fewer/results.md").read_text()
 
 
 def test_two_seeds_of_the_real_flow(
@@ -185,7 +188,7 @@ def test_two_seeds_of_the_real_flow(
     said = opd(*words)
     assert said.code == 0, said.err
     tree = json.loads(said.out)
-    assert [Path(file).exists() for file in tree["files"]] == [True] * 4
+    assert [Path(file).exists() for file in tree["files"]] == [True] * 5
     assert len(tree["values"]["base_alone"]) == 2 and {*tree["means"]} == {*COLUMNS}
     assert tree["champion"] is None  # of one round nothing else is left
     text = Path("out/results.md").read_text()
@@ -199,3 +202,20 @@ def test_two_seeds_of_the_real_flow(
     before = [Path(file).read_bytes() for file in timeless]
     assert opd(*words).code == 0
     assert [Path(file).read_bytes() for file in timeless] == before
+    # What was kept makes the page without a run, and with one of the two measured here.
+    kept = Path("out/results.seeds.json")
+    for n_seeds, added in ((0, kept), (1, seed_alone(kept, "1"))):
+        words = command(n_seeds, driver.SMALL)
+        words[words.index("out/results.md")] = "again/results.md"
+        said = opd(*words, "--add", str(added))
+        assert said.code == 0, said.err
+        assert [Path("again", Path(file).name).read_bytes() for file in timeless] == before
+        measures = " ".join(["opd bench rounds --seeds 2 --first-seed 0 --name b --out again/results.md", "--preset"])
+        assert measures in Path("again/results.md").read_text().partition("What measures them:")[2]
+
+
+def seed_alone(kept: Path, seed: str) -> Path:
+    tree = json.loads(kept.read_text())
+    alone = kept.with_name("alone.json")
+    alone.write_text(json.dumps({**tree, "seeds": {seed: tree["seeds"][seed]}}))
+    return alone

@@ -8,7 +8,7 @@ from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.results import COLUMNS, SeedResult, results
 from opd_evolver.benchmark.results_csv import table
 from opd_evolver.benchmark.results_page import page
-from opd_evolver.benchmark.statistics import Outcome, Unit, ratio_interval
+from opd_evolver.benchmark.statistics import Outcome, Unit, ratio_interval, units_of
 from opd_evolver.records import Entry, Task, TipContent
 
 
@@ -119,7 +119,7 @@ def test_kinds_are_pooled_over_seeds_that_met_other_tasks() -> None:
         return SeedResult(
             seed=number,
             lineage=f"s{number}",
-            columns=dict.fromkeys(COLUMNS, every),
+            columns=dict.fromkeys(COLUMNS, units_of(every)),
             digests=dict.fromkeys(("base", "weights", "entries", "ledger"), "0" * 64),
             kinds={"drift": frozenset(ids)},
             selection=dict.fromkeys(("base", "last", "base needed", "last needed"), units),

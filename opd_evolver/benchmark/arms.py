@@ -14,9 +14,9 @@ from pydantic import Field
 
 from opd_evolver.benchmark import rows
 from opd_evolver.benchmark.pooled import pooled, pooled_difference
-from opd_evolver.benchmark.report import interval_text, measured_lines
+from opd_evolver.benchmark.report import interval_text, made_by, measured_lines
 from opd_evolver.benchmark.results import DEPLOYED, RETAINED, SeedResult, Units, mean_of_units, shares
-from opd_evolver.benchmark.statistics import SAMPLES, Estimate, units_of
+from opd_evolver.benchmark.statistics import SAMPLES, Estimate
 from opd_evolver.errors import SetupError
 from opd_evolver.records import LEVELS, Level, Record
 
@@ -99,7 +99,7 @@ def arm_run(found: SeedResult, measured: Mapping[str, str]) -> ArmRun:
         lineage=found.lineage,
         round=found.round,
         weights=found.digests.get("weights", ""),
-        columns={column: units_of(found.columns[column]) for column in DEPLOYED},
+        columns={column: found.columns[column] for column in DEPLOYED},
         homes={task: level for level in LEVELS for task in sorted(found.kinds.get(rows.home(level), frozenset()))},
         retention=found.retention,
         measured=dict(measured),
@@ -232,9 +232,7 @@ def page(found: Sequence[Comparison], *, command: str, runs: Sequence[ArmRun], m
     lines = [
         "# Ablations",
         "",
-        f"    {command}",
-        "",
-        *(["The outcomes were measured before. What measures them:", "", f"    {measure}", ""] if measure else ()),
+        *made_by(command, measure),
         f"Seeds {_listed(runs)}. Success on deploy-test; differences are the whole minus the arm, "
         "paired by task and seed, with 95 % intervals by resampling families and seeds "
         "(`opd_evolver/benchmark/intervals.py`): positive is what the part gives.",

@@ -198,6 +198,14 @@ def _tokens(tokens: int | None) -> str:
     return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"
 
 
+def made_by(command: str, measure: str | None) -> list[str]:
+    """The head of a page: what makes it again and, where that pools what was measured before, what measures it."""
+    lines = [f"    {command}", ""]
+    if measure is not None:
+        lines += ["The outcomes were measured before. What measures them:", "", f"    {measure}", ""]
+    return lines
+
+
 def measured_lines(of_seeds: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
     """When and on what each seed was measured, by name; seeds of one day and machine are one line."""
     alike: dict[str, list[str]] = {}

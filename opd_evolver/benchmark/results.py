@@ -11,12 +11,10 @@ from opd_evolver.benchmark.pooled import pooled, pooled_difference
 from opd_evolver.benchmark.statistics import (
     SAMPLES,
     Estimate,
-    Outcome,
     Unit,
     clusters_of,
     mean_of,
     ratio_of,
-    units_of,
 )
 from opd_evolver.errors import SetupError
 from opd_evolver.records import SCHEMA_VERSION, Record
@@ -58,7 +56,7 @@ class SeedResult(Record):
     """One seed's run.
 
     Attributes:
-        columns: outcomes by the names of COLUMNS, always of the same tasks; empty: not measured.
+        columns: success by the names of COLUMNS, always of the same tasks; empty: not measured.
         retention: metric → (base, last); curve: for each round from 0 (alone, with memory).
         round: whose policy and memory the columns call last.
         digests: of that round; `base` is the policy it began with.
@@ -72,7 +70,7 @@ class SeedResult(Record):
     seed: int
     lineage: str
     round: int = 0
-    columns: dict[str, tuple[Outcome, ...]]
+    columns: dict[str, Units]
     retention: dict[str, tuple[float, float]] = Field(default_factory=dict)
     curve: tuple[tuple[float | None, float | None], ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
@@ -132,7 +130,7 @@ def results(seeds: Sequence[SeedResult], *, samples: int = SAMPLES, champions: b
     if not champions and len({one.round for one in seeds}) > 1:
         said = ", ".join(f"{one.round} of {one.lineage}" for one in seeds)
         raise SetupError(f"rounds {said}", "the same round of every seed", "measure all with the same `rounds`")
-    units = {name: [units_of(one.columns[name]) for one in seeds] for name in COLUMNS}
+    units = {name: [one.columns[name] for one in seeds] for name in COLUMNS}
     means = {name: pooled(by_seed, samples=samples) for name, by_seed in units.items()}
     values = {name: tuple(mean_of_units(one) if one else None for one in by_seed) for name, by_seed in units.items()}
     verdicts = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_evolver.benchmark.report import interval_text, measured_lines
+from opd_evolver.benchmark.report import interval_text, made_by, measured_lines
 from opd_evolver.benchmark.results import COLUMNS, DEPLOYED, RETAINED, Results, SeedResult, Verdict
 from opd_evolver.benchmark.rows import SIDES, Written
 from opd_evolver.benchmark.statistics import Estimate
@@ -21,6 +21,7 @@ def page(
     curves: str,
     sizes: Mapping[str, Any] | None = None,
     champion: Results | None = None,
+    measure: str | None = None,
 ) -> str:
     """The whole page in Markdown.
 
@@ -32,13 +33,13 @@ def page(
         curves: file name of the picture.
         sizes: what `benchmarks.gpu_rounds --out` wrote, where it was run.
         champion: the same of the rounds that the gate left to use, where they are not the last ones.
+        measure: where the command pools what was measured before, what measures it.
     """
     first = found.means["base_alone"]
     lines = [
         f"# {title}",
         "",
-        f"    {command}",
-        "",
+        *made_by(command, measure),
         f"{len(found.seeds)} seed(s), {first.n_tasks} tasks in {len(first.per_domain)} domains and {first.n_families} "
         "families. Success, mean over domains; 95 % intervals by resampling families and seeds "
         "(`opd_evolver/benchmark/pooled.py`).",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd_evolver import lineage
 from opd_evolver.commands.display import Watch
@@ -22,6 +22,9 @@ from opd_evolver.lineage import Run
 from opd_evolver.params import load, nearest, parse_set
 from opd_evolver.records import SCHEMA_VERSION, canonical_json
 from opd_evolver.steps import dispatch, prepare
+
+if TYPE_CHECKING:
+    from opd_evolver.benchmark.seeds_kept import MeasuredSeed
 
 
 def rounds(given: argparse.Namespace) -> int:
@@ -36,7 +39,7 @@ def ablations(given: argparse.Namespace) -> int:
 
 def _unless_interrupted(given: argparse.Namespace, action: str, carry_out: Callable[[argparse.Namespace], int]) -> int:
     # Of the outcomes of others alone a page can be made without a run.
-    if given.seeds < (0 if getattr(given, "add", None) else 1):
+    if given.seeds < (0 if given.add else 1):
         raise SetupError(f"--seeds {given.seeds}", "at least 1", "for example --seeds 5")
     dispatch.need_project()
     try:
@@ -46,30 +49,37 @@ def _unless_interrupted(given: argparse.Namespace, action: str, carry_out: Calla
 
 
 def _rounds(given: argparse.Namespace) -> int:
+    from opd_evolver.benchmark import kept, seeds_kept
     from opd_evolver.benchmark.report import interval_text
-    from opd_evolver.benchmark.results import SeedResult, results
-    from opd_evolver.steps.evidence import collect
+    from opd_evolver.benchmark.results import results
 
-    found: list[SeedResult] = []
-    measured: list[tuple[int, dict[str, str]]] = []
-    champions: list[SeedResult] = []
-    last = load(preset=given.preset, overrides=_overrides(given, 0, {})).rounds
+    asked = load(preset=given.preset, overrides=_overrides(given, 0, {}))
+    parameters = kept.parameters_digest(asked)
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    file = Path(given.out).with_suffix(".seeds.json")
+    before = seeds_kept.load(file, parameters) if file.exists() else None
+    added = [seeds_kept.read(Path(one), parameters=parameters, here=seeds, own=Path(one) == file) for one in given.add]
+    elsewhere = seeds_kept.joined([], added)
+    here: list[seeds_kept.MeasuredSeed] = []
+
+    def keep() -> tuple[seeds_kept.MeasuredSeed, ...]:
+        found = seeds_kept.joined(here, [elsewhere])
+        tree = seeds_kept.keep(found, parameters, before, [one.seed for one in here])
+        write_text(file, canonical_json(tree) + "\n")
+        return found
+
     for number in range(given.seeds):
-        run = _carried_out(given, number, given.name, {}, last)
-        say(f"{run.lineage}: measuring")
-        found.append(collect(run, last))
-        measured.append((found[-1].seed, _measured(run)))
-        held = run.held(last + 1)
-        if held == last:
-            champions.append(found[-1])
-        elif held > 0:
-            champions.append(collect(run, held))
-        else:
-            say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
-    pooled = results(found)
-    shown = champions != found and len(champions) == len(found)
+        run = _carried_out(given, number, given.name, {}, asked.rounds)
+        here.append(_measured_seed(run, asked.rounds))
+        # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
+        keep()
+    found = keep()
+    last = [one.last for one in found]
+    champions = [one.champion for one in found if one.champion is not None]
+    pooled = results(last)
+    shown = champions != last and len(champions) == len(last)
     left = results(champions, champions=True) if shown else None
-    files = _write(given, pooled, left, measured)
+    files = [*_write(given, pooled, left, found), str(file)]
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
     tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
@@ -81,8 +91,22 @@ def _rounds(given: argparse.Namespace) -> int:
     return 0
 
 
+def _measured_seed(run: Run, last: int) -> MeasuredSeed:
+    """A finished run's last round and the one that its gate left to use."""
+    from opd_evolver.benchmark.seeds_kept import MeasuredSeed
+    from opd_evolver.steps.evidence import collect
+
+    say(f"{run.lineage}: measuring")
+    found, measured = collect(run, last), _measured(run)
+    held = run.held(last + 1)
+    if held == 0:
+        say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
+        return MeasuredSeed(last=found, champion=None, measured=measured)
+    return MeasuredSeed(last=found, champion=found if held == last else collect(run, held), measured=measured)
+
+
 def _ablations(given: argparse.Namespace) -> int:
-    from opd_evolver.benchmark import arms, arms_kept
+    from opd_evolver.benchmark import arms, arms_kept, kept
     from opd_evolver.steps.evidence import collect
 
     wanted = list(dict.fromkeys([arms.WHOLE, *(given.arms or arms.ARMS)]))
@@ -90,7 +114,7 @@ def _ablations(given: argparse.Namespace) -> int:
         raise SetupError(f"no arm {unknown[0]!r}", " | ".join(arms.ARMS), nearest(unknown[0], arms.ARMS))
     # Before hours of running: a file that cannot be pooled with them, or that they cannot be written to.
     asked = load(preset=given.preset, overrides=_overrides(given, 0, {}))
-    parameters = arms_kept.parameters_digest(asked)
+    parameters = kept.parameters_digest(asked)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     out = Path(given.out)
     files = [out, out.with_suffix(".json"), out.with_suffix(".seeds.json")]
@@ -111,11 +135,10 @@ def _ablations(given: argparse.Namespace) -> int:
             here[name].append(arms.arm_run(collect(run, asked.rounds, novel=False), _measured(run)))
         found = arms_kept.joined(here, [elsewhere])
         # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
-        kept = arms_kept.keep(found, parameters, before, seeds[: number + 1])
-        write_text(files[2], canonical_json(kept) + "\n")
+        write_text(files[2], canonical_json(arms_kept.keep(found, parameters, before, seeds[: number + 1])) + "\n")
     compared = [arms.compare(found[arms.WHOLE], found[name], name) for name in wanted]
     whole_runs = found[arms.WHOLE]
-    measure = _measuring(given, [one.seed for one in whole_runs])
+    measure = _measuring(given, "ablations", [one.seed for one in whole_runs])
     text = arms.page(compared, command=_command(given, "ablations"), runs=whole_runs, measure=measure)
     write_text(files[0], text)
     write_text(files[1], canonical_json([one.model_dump(mode="json") for one in compared]) + "\n")
@@ -162,9 +185,7 @@ def _carried_out(
     return run
 
 
-def _write(
-    given: argparse.Namespace, pooled: Any, champion: Any, measured: list[tuple[int, dict[str, str]]]
-) -> list[str]:
+def _write(given: argparse.Namespace, pooled: Any, champion: Any, found: Sequence[MeasuredSeed]) -> list[str]:
     from opd_evolver.benchmark import results_csv, results_page
 
     out = Path(given.out)
@@ -174,7 +195,8 @@ def _write(
         pooled,
         title="Results",
         command=_command(given, "rounds"),
-        measured=measured,
+        measured=[(one.seed, one.measured) for one in found],
+        measure=_measuring(given, "rounds", [one.seed for one in found]),
         curves=out.with_suffix(".svg").name,
         sizes=read_json(figures) if figures.exists() else None,
         champion=champion,
@@ -182,7 +204,7 @@ def _write(
     write_text(files[0], text)
     write_text(files[1], results_csv.table(pooled, champion))
     results_page.curves(pooled.seeds, files[2])
-    # What each episode came to lies in the runs; here it would be megabytes.
+    # What each episode came to lies in the runs, what each task did in the file of the seeds.
     heavy = {"seeds": {"__all__": {"columns", "kinds", "selection"}}}
     light = pooled.model_dump(mode="json", exclude=heavy)
     light["champion"] = champion.model_dump(mode="json", exclude=heavy) if champion else None
@@ -197,18 +219,18 @@ def _command(given: argparse.Namespace, action: str) -> str:
     words += ["--preset", given.preset] if given.preset else []
     words += ["--policy", *given.policy] if given.policy else []
     words += ["--arms", *given.arms] if getattr(given, "arms", None) else []
-    words += [word for file in getattr(given, "add", []) for word in ("--add", file)]
+    words += [word for file in given.add for word in ("--add", file)]
     for pair in given.pairs:
         words += ["--set", pair]
     return shlex.join(words)
 
 
-def _measuring(given: argparse.Namespace, seeds: Sequence[int]) -> str | None:
+def _measuring(given: argparse.Namespace, action: str, seeds: Sequence[int]) -> str | None:
     """What measures all seeds of a page that is in part of outcomes from before; None where one command does not."""
     if not given.add or len(given.policy or ()) > 1 or [*seeds] != [*range(seeds[0], seeds[0] + len(seeds))]:
         return None
     alone = {**vars(given), "seeds": len(seeds), "first_seed": seeds[0], "add": []}
-    return _command(argparse.Namespace(**alone), "ablations")
+    return _command(argparse.Namespace(**alone), action)
 
 
 def _machine() -> dict[str, str]:

@@ -10,7 +10,7 @@ from opd_evolver.benchmark.measure import AnyColumn, Benchmark, Contestant
 from opd_evolver.benchmark.protocols import MemorySource
 from opd_evolver.benchmark.report import retention_pairs
 from opd_evolver.benchmark.results import COLUMNS, SeedResult
-from opd_evolver.benchmark.statistics import Estimate
+from opd_evolver.benchmark.statistics import Estimate, units_of
 from opd_evolver.environments import registry
 from opd_evolver.lineage import Run
 from opd_evolver.rollout.runner import EnvironmentPool
@@ -58,7 +58,7 @@ def collect(run: Run, last: int, *, novel: bool = True) -> SeedResult:
         seed=run.params.seed,
         lineage=run.lineage,
         round=last,
-        columns=dict.fromkeys(COLUMNS if novel else (), ()) | outcomes,
+        columns=dict.fromkeys(COLUMNS if novel else (), ()) | {name: units_of(one) for name, one in outcomes.items()},
         retention=retention_pairs(measured[0].columns, measured[-1].columns),
         curve=tuple((_mean(one.columns.alone), _mean(one.columns.with_memory)) for one in measured),
         digests={"base": base_digest, **digests},
