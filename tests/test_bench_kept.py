@@ -82,7 +82,7 @@ def of_machine(number: int) -> MeasuredSeed:
     """A refused last round on seed 1, nothing but refused rounds on seed 2."""
     last = of_seed(number, 5)
     champion = {1: of_seed(number, 7, round_=2), 2: None}.get(number, last)
-    return MeasuredSeed(last=last, champion=champion, measured={"date": f"day {number}"})
+    return MeasuredSeed(last=last, champion=champion, policy=f"p{number}", measured={"date": f"day {number}"})
 
 
 def written(file: Path, *numbers: int) -> Path:
@@ -106,7 +106,7 @@ def test_seeds_of_two_machines_are_what_one_measured(tmp_path: Path) -> None:
 
 
 def test_a_world_without_novel_tasks_is_kept_too(tmp_path: Path) -> None:
-    bare = MeasuredSeed(last=of_seed(0, 5, novel=False), champion=None, measured={})
+    bare = MeasuredSeed(last=of_seed(0, 5, novel=False), champion=None, policy="seed", measured={})
     file = tmp_path / "bare.json"
     file.write_text(seeds_kept.keep([bare], "p").model_dump_json())
     assert seeds_kept.read(file, parameters="p", here=[]) == (bare,)
@@ -136,6 +136,6 @@ def test_a_file_that_cannot_be_pooled_says_why(tmp_path: Path) -> None:
             seeds_kept.load(file, "p")
     other = of_seed(2, 5)
     fewer = {name: units[:-1] for name, units in other.columns.items()}
-    moved = MeasuredSeed(last=other.model_copy(update={"columns": fewer}), champion=None, measured={})
+    moved = MeasuredSeed(last=other.model_copy(update={"columns": fewer}), champion=None, policy="seed", measured={})
     with pytest.raises(SetupError, match="other tasks"):
         seeds_kept.keep([of_machine(0), moved], "p")

@@ -212,6 +212,17 @@ def test_two_seeds_of_the_real_flow(
         assert [Path("again", Path(file).name).read_bytes() for file in timeless] == before
         measures = " ".join(["opd bench rounds --seeds 2 --first-seed 0 --name b --out again/results.md", "--preset"])
         assert measures in Path("again/results.md").read_text().partition("What measures them:")[2]
+    # Seeds of several base policies are named one by one; a seed that is missing between them has no one command.
+    for second, said_then in (("1", "--policy seed other"), ("2", None)):
+        tree = json.loads(kept.read_text())
+        tree["seeds"] = {"0": tree["seeds"]["0"], second: {**tree["seeds"]["1"], "policy": "other"}}
+        Path("others.json").write_text(json.dumps(tree))
+        words = command(0, driver.SMALL)
+        words[words.index("out/results.md")] = f"{second}/results.md"
+        said = opd(*words, "--add", "others.json")
+        assert said.code == 0, said.err
+        measures = Path(second, "results.md").read_text().partition("What measures them:")[2]
+        assert (said_then or "") in measures and bool(measures) == (said_then is not None)
 
 
 def seed_alone(kept: Path, seed: str) -> Path:

@@ -15,10 +15,14 @@ from opd_evolver.records import Record
 
 
 class MeasuredSeed(Record):
-    """A seed's last round, what the gate left to use (the same, another, or None: nothing), when and on what."""
+    """A seed's last round, what the gate left to use (the same, another, or None: nothing), when and on what.
+
+    `policy`: the base policy as it was named.
+    """
 
     last: SeedResult
     champion: SeedResult | None
+    policy: str
     measured: dict[str, str]
 
     @property
@@ -52,6 +56,7 @@ class KeptRound(Record):
 class KeptSeed(Record):
     """One seed; `held`: the round that the gate left to use, 0: none; `champion`: that round where it is another."""
 
+    policy: str
     last: KeptRound
     held: int
     champion: KeptRound | None = None
@@ -119,11 +124,14 @@ def keep(
 
 
 def _kept(each: MeasuredSeed, deployed: Sequence[KeptTask], novel: Sequence[KeptTask]) -> KeptSeed:
-    last = _round(each.last, deployed, novel)
-    if each.champion is None:
-        return KeptSeed(last=last, held=0, measured=each.measured)
-    champion = None if each.champion == each.last else _round(each.champion, deployed, novel)
-    return KeptSeed(last=last, held=each.champion.round, champion=champion, measured=each.measured)
+    champion = each.champion
+    return KeptSeed(
+        policy=each.policy,
+        last=_round(each.last, deployed, novel),
+        held=champion.round if champion is not None else 0,
+        champion=_round(champion, deployed, novel) if champion not in (None, each.last) else None,
+        measured=each.measured,
+    )
 
 
 def _round(one: SeedResult, deployed: Sequence[KeptTask], novel: Sequence[KeptTask]) -> KeptRound:
@@ -168,7 +176,7 @@ def _seed(told: Kept, seed: int) -> MeasuredSeed:
     champion = last if each.held else None
     if each.champion is not None:
         champion = _result(told, seed, each.champion)
-    return MeasuredSeed(last=last, champion=champion, measured=each.measured)
+    return MeasuredSeed(last=last, champion=champion, policy=each.policy, measured=each.measured)
 
 
 def _result(told: Kept, seed: int, one: KeptRound) -> SeedResult:

@@ -79,7 +79,8 @@ def _rounds(given: argparse.Namespace) -> int:
     pooled = results(last)
     shown = champions != last and len(champions) == len(last)
     left = results(champions, champions=True) if shown else None
-    files = [*_write(given, pooled, left, found), str(file)]
+    measure = _measuring(given, "rounds", [one.seed for one in last], [one.policy for one in found])
+    files = [*_write(given, pooled, left, found, measure), str(file)]
     tree = {"files": files, **pooled.model_dump(mode="json", exclude={"seeds"})}
     tree["champion"] = left.model_dump(mode="json", exclude={"seeds"}) if left else None
     lines = [
@@ -97,12 +98,18 @@ def _measured_seed(run: Run, last: int) -> MeasuredSeed:
     from opd_evolver.steps.evidence import collect
 
     say(f"{run.lineage}: measuring")
-    found, measured = collect(run, last), _measured(run)
+    found = champion = collect(run, last)
     held = run.held(last + 1)
     if held == 0:
         say(f"{run.lineage}: the gate has refused every round, so there is no champion to show")
-        return MeasuredSeed(last=found, champion=None, measured=measured)
-    return MeasuredSeed(last=found, champion=found if held == last else collect(run, held), measured=measured)
+    elif held != last:
+        champion = collect(run, held)
+    return MeasuredSeed(
+        last=found,
+        champion=champion if held else None,
+        policy=run.params.policy.path,
+        measured=_measured(run),
+    )
 
 
 def _ablations(given: argparse.Namespace) -> int:
@@ -185,7 +192,9 @@ def _carried_out(
     return run
 
 
-def _write(given: argparse.Namespace, pooled: Any, champion: Any, found: Sequence[MeasuredSeed]) -> list[str]:
+def _write(
+    given: argparse.Namespace, pooled: Any, champion: Any, found: Sequence[MeasuredSeed], measure: str | None
+) -> list[str]:
     from opd_evolver.benchmark import results_csv, results_page
 
     out = Path(given.out)
@@ -196,7 +205,7 @@ def _write(given: argparse.Namespace, pooled: Any, champion: Any, found: Sequenc
         title="Results",
         command=_command(given, "rounds"),
         measured=[(one.seed, one.measured) for one in found],
-        measure=_measuring(given, "rounds", [one.seed for one in found]),
+        measure=measure,
         curves=out.with_suffix(".svg").name,
         sizes=read_json(figures) if figures.exists() else None,
         champion=champion,
@@ -225,12 +234,24 @@ def _command(given: argparse.Namespace, action: str) -> str:
     return shlex.join(words)
 
 
-def _measuring(given: argparse.Namespace, action: str, seeds: Sequence[int]) -> str | None:
-    """What measures all seeds of a page that is in part of outcomes from before; None where one command does not."""
-    if not given.add or len(given.policy or ()) > 1 or [*seeds] != [*range(seeds[0], seeds[0] + len(seeds))]:
+def _measuring(
+    given: argparse.Namespace, action: str, seeds: Sequence[int], policies: Sequence[str] | None = None
+) -> str | None:
+    """What measures all seeds of a page that is in part of outcomes from before; None where one command does not.
+
+    Args:
+        given: what makes the page.
+        action: of `opd bench`.
+        seeds: of the page, in their order.
+        policies: the base policy of each; None: not known.
+    """
+    in_a_row = [*seeds] == [*range(seeds[0], seeds[0] + len(seeds))]
+    if not given.add or not in_a_row or (policies is None and len(given.policy or ()) > 1):
         return None
-    alone = {**vars(given), "seeds": len(seeds), "first_seed": seeds[0], "add": []}
-    return _command(argparse.Namespace(**alone), action)
+    if policies is not None and len({*policies}) == 1:
+        policies = policies[:1]
+    whole = {"seeds": len(seeds), "first_seed": seeds[0], "add": [], "policy": policies or given.policy}
+    return _command(argparse.Namespace(**{**vars(given), **whole}), action)
 
 
 def _machine() -> dict[str, str]:
