@@ -126,6 +126,7 @@ def test_a_file_that_cannot_be_pooled_says_why(tmp_path: Path) -> None:
     for seen, other, said in (
         ('"last_alone":"', '"last_alone":"1', r"seed 0, round 3: last_alone is not a 0 or 1 for each of 60 tasks"),
         ('"novel_fresh":"', '"novel_fresh":"1', r"seed 0, round 3: novel_fresh is not a 0 or 1 for each of 60 tasks"),
+        ('"base_alone":"', '"alone":"', r"seed 0, round 3: base_alone is not a 0 or 1 for each of 60 tasks"),
         ('"drift":"', '"drift":"1', r"seed 0, round 3: drift is not a 0 or 1"),
         ('"base":[[', '"base":[[1,1],[', r"seed 0, round 3: base has 61 pairs, not one for each of 60"),
         ('"held":3', '"held":1', r"seed 0: the gate left round 1, which is not the one that is told"),

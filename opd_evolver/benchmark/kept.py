@@ -153,11 +153,11 @@ def in_order(found: Iterable[T], seed: Callable[[T], int]) -> tuple[T, ...]:
 
 
 def same_tasks(tasks: tuple[KeptTask, ...], before: tuple[KeptTask, ...] | None) -> tuple[KeptTask, ...]:
-    """The tasks in the order of the file that is there, if one is.
+    """The tasks, in the order in which they were told before, if they were.
 
     Raises:
-        SetupError: the file is of other tasks.
+        SetupError: they were others.
     """
     if before is not None and {*before} != {*tasks}:
-        raise SetupError("the file that is there is of other tasks", "those of the runs", "another --out")
+        raise SetupError("outcomes of other tasks", "the same tasks of every seed", "another --out or --add")
     return tasks if before is None else before

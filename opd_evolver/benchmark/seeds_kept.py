@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from opd_evolver.benchmark import kept
 from opd_evolver.benchmark.kept import KeptFile, KeptTask
-from opd_evolver.benchmark.results import DEPLOYED, SeedResult, Units
+from opd_evolver.benchmark.results import COLUMNS, DEPLOYED, SeedResult, Units
 from opd_evolver.benchmark.rows import Written
 from opd_evolver.records import Record
 
@@ -81,8 +81,8 @@ class Kept(KeptFile):
         return self
 
     def _check(self, one: KeptRound, whose: str) -> None:
-        for column, said in one.success.items():
-            if said or column in DEPLOYED:
+        for column in COLUMNS:
+            if (said := one.success.get(column, "")) or column in DEPLOYED:
                 kept.check_word(said, self.of(column), f"{whose}: {column}")
         for kind, said in one.kinds.items():
             kept.check_word(said, self.deployed, f"{whose}: {kind}")
@@ -186,7 +186,9 @@ def _result(told: Kept, seed: int, one: KeptRound) -> SeedResult:
     tree: Mapping[str, object] = one.model_dump(exclude={"success", "selection", "kinds"})
     return SeedResult(
         seed=seed,
-        columns={name: kept.units(said, told.of(name)) if said else () for name, said in one.success.items()},
+        columns={
+            name: kept.units(said, told.of(name)) if (said := one.success.get(name, "")) else () for name in COLUMNS
+        },
         selection={side: picks(pairs) for side, pairs in one.selection.items()},
         kinds={
             kind: frozenset(task.task_id for task, one in zip(told.deployed, said, strict=True) if one == "1")
