@@ -59,21 +59,21 @@ def _rounds(given: argparse.Namespace) -> int:
     file = Path(given.out).with_suffix(".seeds.json")
     before = seeds_kept.load(file, parameters) if file.exists() else None
     added = [seeds_kept.read(Path(one), parameters=parameters, here=seeds, own=Path(one) == file) for one in given.add]
-    elsewhere = seeds_kept.joined([], added)
+    found = elsewhere = seeds_kept.joined([], added)
     here: list[seeds_kept.MeasuredSeed] = []
 
-    def keep() -> tuple[seeds_kept.MeasuredSeed, ...]:
-        found = seeds_kept.joined(here, [elsewhere])
+    def keep() -> None:
         tree = seeds_kept.keep(found, parameters, before, [one.seed for one in here])
         write_text(file, canonical_json(tree) + "\n")
-        return found
 
     for number in range(given.seeds):
         run = _carried_out(given, number, given.name, {}, asked.rounds)
         here.append(_measured_seed(run, asked.rounds))
+        found = seeds_kept.joined(here, [elsewhere])
         # A machine that is lost takes the seed it was at, not the finished ones: `--add` brings them back.
         keep()
-    found = keep()
+    if not here:
+        keep()
     last = [one.last for one in found]
     champions = [one.champion for one in found if one.champion is not None]
     pooled = results(last)
