@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     coevolve.add_argument("--set", action="append", default=[], metavar="key=value", dest="pairs")
     coevolve.add_argument("--fork", action="store_true")
     coevolve.add_argument("--resume", action="store_true", help="with the parameters it was begun with")
+    coevolve.add_argument("--local", action="store_true", help="with a Prefect server of its own, whatever is set")
     curves = commands.add_parser("benchmark", help="every column of every finished round, as rounds.csv")
     table = commands.add_parser("report", help="the table of rounds as plain text")
     for one, function in ((coevolve, _coevolve), (curves, _benchmark), (table, _report)):
@@ -51,9 +52,13 @@ def _coevolve(given: argparse.Namespace) -> None:
     left.mark(project)
     for name, value in home.SERVERLESS.items():
         os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows.coevolve import coevolve
 
-    coevolve(given.name, given.preset, overrides, given.fork, given.resume)
+    # An empty address would be no answer: Prefect takes it for a server's, and loses every event over it.
+    with temporary_settings(restore_defaults={PREFECT_API_URL} if given.local else None):
+        coevolve(given.name, given.preset, overrides, given.fork, given.resume)
 
 
 def _benchmark(given: argparse.Namespace) -> None:

@@ -172,7 +172,9 @@ def test_the_flow_and_a_step_of_its_own_process_killed(undisturbed: Undisturbed,
 
     third = opd(tmp_path, *run, "--set", "flows.placement=inline")
     _, said = third.communicate(timeout=600)
-    assert third.returncode == 0, said + (tmp_path / "runs" / "m" / "flow.log").read_text()
+    log = (tmp_path / "runs" / "m" / "flow.log").read_text()
+    assert third.returncode == 0, said + log
+    assert "EventsWorker" not in log, log
     found = driver.digests(tmp_path, "m")
     assert found == {round_: undisturbed.digests[round_] for round_ in (0, 1)}
 

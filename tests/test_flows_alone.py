@@ -97,9 +97,13 @@ def test_prefects_state_stays_in_the_project_and_a_killed_flows_server_is_ended(
         profiles(folder, PREFECT_LOGGING_LEVEL="ERROR")
         before = kept(folder)
         (folder / "flows" / "coevolve.py").write_text(whole)
-        # The flow really begins, and ends where it looks for the policy.
-        done = called(folder, "-m", "flows", "coevolve", "--preset", "micro", "--set", "policy.path=/nowhere/at/all")
+        # The flow really begins, and ends where it looks for the policy; nobody answers at the addresses that are set.
+        (folder / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
+        nobody = environment(folder, PREFECT_API_URL="http://127.0.0.1:9/api")
+        begun = ["coevolve", "--local", "--preset", "micro", "--set", "policy.path=/nowhere/at/all"]
+        done = called(folder, "-m", "flows", *begun, env=nobody)
         assert done.returncode == 2 and "error: no folder /nowhere/at/all" in done.stderr, done.stderr
+        assert "EventsWorker" not in done.stderr + done.stdout, "events of the flow are lost"
         assert kept(folder) == before
         assert not any(alive(*one) for one in behind) and left.behind(folder) == []
     finally:

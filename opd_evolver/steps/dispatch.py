@@ -95,15 +95,15 @@ def locally(run: Run, tick: Tick) -> None:
     """
     need_project()
     clear_error(run)
+    theirs = ("PREFECT_PROFILE", "PREFECT_API_URL")
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_PROFILE")},
-        "PREFECT_API_URL": "",
+        **{name: value for name, value in os.environ.items() if not name.startswith(theirs)},
         "PREFECT_HOME": str(Path(home.LOCAL).resolve()),
         "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
     }
     log = run.paths.run / "flow.log"
     with log.open("ab") as sink:
-        command = [sys.executable, "-m", "flows", "coevolve", "--name", run.identity.name, "--resume"]
+        command = [sys.executable, "-m", "flows", "coevolve", "--name", run.identity.name, "--resume", "--local"]
         # A group of its own: Ctrl-C reaches it once, through this process, and nothing of it stays behind.
         child = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, process_group=0)
         try:
