@@ -95,9 +95,8 @@ def locally(run: Run, tick: Tick) -> None:
     """
     need_project()
     clear_error(run)
-    theirs = ("PREFECT_PROFILE", "PREFECT_API_URL")
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(theirs)},
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_PROFILE")},
         "PREFECT_HOME": str(Path(home.LOCAL).resolve()),
         "PREFECT_LOGGING_LEVEL": os.environ.get("PREFECT_LOGGING_LEVEL", "WARNING"),
     }
